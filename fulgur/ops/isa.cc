@@ -1,0 +1,44 @@
+#include "fulgur/ops/isa.h"
+
+#include <atomic>
+
+#include "fulgur/base/error.h"
+
+namespace fulgur {
+namespace {
+
+bool supported(Isa isa) {
+  if (isa == Isa::portable) return true;
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == Isa::avx2) return avx2;
+  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+Isa best() {
+  if (supported(Isa::avx512)) return Isa::avx512;
+  return supported(Isa::avx2) ? Isa::avx2 : Isa::portable;
+}
+
+std::atomic<Isa> g_isa{best()};
+
+}  // namespace
+
+Isa isa() { return g_isa.load(std::memory_order_relaxed); }
+
+const char* isa_name(Isa isa) {
+  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
+}
+
+void set_isa(const std::string& name) {
+  for (Isa candidate : {Isa::portable, Isa::avx2, Isa::avx512}) {
+    if (name != isa_name(candidate)) continue;
+    FULGUR_CHECK(supported(candidate), "[isa] expected an instruction set of this CPU, got ", name,
+                 "\n  hint: the best one here is ", isa_name(best()));
+    g_isa = candidate;
+    return;
+  }
+  throw InputError(cat("[isa] expected portable, avx2 or avx512, got ", name));
+}
+
+}  // namespace fulgur

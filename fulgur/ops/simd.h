@@ -1,0 +1,109 @@
+// A vector of floats as wide as the instruction set the file is compiled for. A kernel file is compiled once for each
+// set (-DFULGUR_ISA=portable|avx2|avx512) and puts its code into namespace fulgur::FULGUR_ISA, so no code for a newer
+// CPU can be linked into a function an older one runs. FMA is explicit (the build turns contraction off): what rounds
+// is what is written. Include only from kernels.cc files and the kernel headers they include.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace fulgur::FULGUR_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t VecInt __attribute__((vector_size(kLanes * 4)));
+typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+inline Vec load(const float* at) { return *reinterpret_cast<const UnalignedVec*>(at); }
+inline void store(float* at, Vec value) { *reinterpret_cast<UnalignedVec*>(at) = value; }
+inline Vec splat(float value) { return Vec{} + value; }
+
+// a * b + c, rounded once where the CPU has FMA.
+inline Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vec>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#else
+  return a * b + c;
+#endif
+}
+
+inline float fma(float a, float b, float c) {
+#if defined(__AVX2__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// NaN in `a` gives NaN, so that it cannot hide behind a maximum.
+inline Vec max(Vec a, Vec b) { return a < b ? b : a; }
+inline Vec min(Vec a, Vec b) { return a > b ? b : a; }
+
+// Lanes are added in a fixed tree, whatever the width: pairs 8 apart, then 4, 2, 1.
+inline float sum(Vec value) {
+  float lane[kLanes];
+  store(lane, value);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return lane[0];
+}
+
+inline float max_lane(Vec value) {
+  float lane[kLanes];
+  store(lane, value);
+  float best = lane[0];
+  for (int i = 1; i < kLanes; ++i) best = best < lane[i] ? lane[i] : best;
+  return best;
+}
+
+// e^x: 2^n * p(r), a degree-6 polynomial on |r| <= ln2/2; relative error under 2e-7, exact 1 at 0, 0 below -87.3,
+// +inf above 88.7, NaN stays NaN.
+inline Vec exp(Vec x) {
+  Vec n = x * 1.44269504088896341f;
+  n = (n + 12582912.0f) - 12582912.0f;  // round to nearest: 1.5 * 2^23
+  Vec r = fma(n, splat(-0.693359375f), x);
+  r = fma(n, splat(2.12194440e-4f), r);
+  Vec p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r + 1.0f);
+  VecInt bits = (__builtin_convertvector(min(max(n, splat(-127.0f)), splat(127.0f)), VecInt) + 127) << 23;
+  Vec y = p * reinterpret_cast<Vec>(bits);
+  y = x < -87.33654f ? Vec{} : y;
+  y = x > 88.0f ? splat(INFINITY) : y;
+  return x != x ? x : y;
+}
+
+inline float exp(float x) { return exp(splat(x))[0]; }
+
+// bf16 is the upper half of an f32; rounding is to nearest even, NaN stays a quiet NaN.
+inline float from_bf16(uint16_t value) {
+  uint32_t bits = uint32_t(value) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
+inline uint16_t to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t((bits >> 16) | 0x40);
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+}  // namespace fulgur::FULGUR_ISA
