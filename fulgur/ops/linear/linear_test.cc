@@ -1,0 +1,88 @@
+#include "fulgur/ops/linear/linear.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "fulgur/base/error.h"
+#include "fulgur/base/threads.h"
+#include "fulgur/ops/isa.h"
+
+namespace fulgur::ops {
+namespace {
+
+double relative(const at::Tensor& got, const at::Tensor& expected) {
+  auto e = expected.to(at::kDouble);
+  return ((got.to(at::kDouble) - e).abs().max() / e.abs().max().clamp_min(1e-30)).item<double>();
+}
+
+class LinearOnEachIsa : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    try {
+      set_isa(GetParam());
+    } catch (const InputError&) {
+      GTEST_SKIP() << "this CPU has no " << GetParam();
+    }
+  }
+  void TearDown() override { set_isa(best_); }
+  const char* best_ = isa_name(isa());
+};
+INSTANTIATE_TEST_SUITE_P(Isa, LinearOnEachIsa, testing::Values("portable", "avx2", "avx512"));
+
+TEST_P(LinearOnEachIsa, EqualsTheReferenceOnOddShapes) {
+  at::manual_seed(1);
+  for (auto [N, I, O] : {std::array{1, 1, 1}, {5, 37, 13}, {33, 300, 70}, {200, 515, 129}, {3, 1024, 257}}) {
+    auto x = at::randn({N, I}), w = at::randn({O, I});
+    EXPECT_LT(relative(ops::linear(x, w), reference::linear(x, w)), 2e-6) << N << " " << I << " " << O;
+    auto xb = x.to(at::kBFloat16);
+    EXPECT_LT(relative(ops::linear(xb, w), reference::linear(xb, w)), 1e-2);
+  }
+}
+
+TEST_P(LinearOnEachIsa, GradientsEqualAutogradThroughTheReference) {
+  at::manual_seed(2);
+  auto x = at::randn({45, 70}).requires_grad_(), w = at::randn({33, 70}).requires_grad_(), dy = at::randn({45, 33});
+  ops::linear(x, w).backward(dy);
+  auto dx = x.grad().clone(), dw = w.grad().clone();
+  x.mutable_grad() = at::Tensor(), w.mutable_grad() = at::Tensor();
+  reference::linear(x, w).backward(dy);
+  EXPECT_LT(relative(dx, x.grad()), 2e-6);
+  EXPECT_LT(relative(dw, w.grad()), 2e-6);
+}
+
+TEST_P(LinearOnEachIsa, HeadsWithSlicedWeightsAndTheirGradientsEqualTheReference) {
+  at::manual_seed(3);
+  auto x = at::randn({19, 5, 24}).requires_grad_();
+  auto whole = at::randn({5, 24 + 8, 17}).requires_grad_();
+  auto dy = at::randn({19, 5, 17});
+  auto y = head_linear(x, whole.narrow(1, 0, 24));
+  EXPECT_LT(relative(y, reference::head_linear(x, whole.narrow(1, 0, 24))), 2e-6);
+  y.backward(dy);
+  auto dx = x.grad().clone(), dw = whole.grad().clone();
+  x.mutable_grad() = at::Tensor(), whole.mutable_grad() = at::Tensor();
+  reference::head_linear(x, whole.narrow(1, 0, 24)).backward(dy);
+  EXPECT_LT(relative(dx, x.grad()), 2e-6);
+  EXPECT_LT(relative(dw, whole.grad()), 2e-6);
+}
+
+TEST_P(LinearOnEachIsa, ARowDoesNotDependOnItsBatchNorOnTheThreads) {
+  at::manual_seed(4);
+  auto w = at::randn({150, 600});
+  for (auto type : {at::kFloat, at::kBFloat16}) {
+    auto x = at::randn({100, 600}).to(type);
+    auto all = ops::linear(x, w);
+    for (int rows : {1, 2, 4, 5, 7, 64}) EXPECT_TRUE(at::equal(ops::linear(x.narrow(0, 30, rows), w), all.narrow(0, 30, rows)));
+    int before = threads();
+    set_threads(before == 1 ? 2 : 1);
+    EXPECT_TRUE(at::equal(ops::linear(x, w), all));
+    set_threads(before);
+  }
+}
+
+TEST(Linear, NamesTheShapesThatDisagree) {
+  EXPECT_THROW(ops::linear(at::zeros({2, 3}), at::zeros({4, 5})), InputError);
+  EXPECT_EQ(ops::linear(at::zeros({0, 5}), at::zeros({4, 5})).sizes(), (std::vector<int64_t>{0, 4}));
+}
+
+}  // namespace
+}  // namespace fulgur::ops
