@@ -1,33 +1,11 @@
 #include "fulgur/ops/linear/linear.h"
 
-#include <ATen/ATen.h>
-#include <gtest/gtest.h>
-
-#include "fulgur/base/error.h"
-#include "fulgur/base/threads.h"
-#include "fulgur/ops/isa.h"
+#include "fulgur/ops/testing.h"
 
 namespace fulgur::ops {
 namespace {
 
-double relative(const at::Tensor& got, const at::Tensor& expected) {
-  auto e = expected.to(at::kDouble);
-  return ((got.to(at::kDouble) - e).abs().max() / e.abs().max().clamp_min(1e-30)).item<double>();
-}
-
-class LinearOnEachIsa : public testing::TestWithParam<const char*> {
- protected:
-  void SetUp() override {
-    try {
-      set_isa(GetParam());
-    } catch (const InputError&) {
-      GTEST_SKIP() << "this CPU has no " << GetParam();
-    }
-  }
-  void TearDown() override { set_isa(best_); }
-  const char* best_ = isa_name(isa());
-};
-INSTANTIATE_TEST_SUITE_P(Isa, LinearOnEachIsa, testing::Values("portable", "avx2", "avx512"));
+FULGUR_EACH_ISA(LinearOnEachIsa);
 
 TEST_P(LinearOnEachIsa, EqualsTheReferenceOnOddShapes) {
   at::manual_seed(1);

@@ -1,0 +1,95 @@
+#include "fulgur/ops/embedding/embedding.h"
+
+#include "fulgur/ops/op.h"
+
+namespace fulgur::ops {
+namespace {
+
+using Forward = Tensor(const Tensor&, const Tensor&, bool);
+using Backward = Tensor(const Tensor&, const Tensor&, c10::SymInt);
+
+Tensor embedding_cpu(const Tensor& weight_in, const Tensor& ids_in, bool bf16) {
+  auto weight = weight_in.contiguous(), ids = ids_in.to(at::kInt).contiguous();
+  FULGUR_CHECK(weight.scalar_type() == at::kFloat, "[embedding] expected a float32 table, got ", weight.scalar_type());
+  int64_t V = weight.size(0), D = weight.size(1), N = ids.numel();
+  auto rows = at::empty({N, D}, weight.options());
+  const int* id = ids.const_data_ptr<int>();
+  const float* from = weight.const_data_ptr<float>();
+  float* to = rows.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < N; ++i) {
+    FULGUR_CHECK(id[i] >= -1 && id[i] < V, "[embedding] expected token ids below ", V, ", got ", id[i]);
+    if (id[i] < 0) std::fill(to + i * D, to + (i + 1) * D, 0.0f);
+    else std::copy(from + id[i] * D, from + (id[i] + 1) * D, to + i * D);
+  }
+  return bf16 ? rows.to(at::kBFloat16) : rows;
+}
+
+Tensor embedding_meta(const Tensor& weight, const Tensor& ids, bool bf16) {
+  return at::empty_symint({ids.sym_size(0), weight.sym_size(1)},
+                          weight.options().dtype(bf16 ? at::kBFloat16 : at::kFloat));
+}
+
+// Columns are the tasks: each adds all rows in order, so no two touch one number.
+Tensor embedding_backward_cpu(const Tensor& dy_in, const Tensor& ids_in, c10::SymInt vocabulary) {
+  auto dy = dy_in.to(at::kFloat).contiguous(), ids = ids_in.to(at::kInt).contiguous();
+  int64_t N = dy.size(0), D = dy.size(1);
+  auto dweight = at::zeros({vocabulary.expect_int(), D}, dy.options());
+  const int* id = ids.const_data_ptr<int>();
+  const float* from = dy.const_data_ptr<float>();
+  float* to = dweight.mutable_data_ptr<float>();
+  constexpr int64_t kColumns = 64;
+  parallel_for((D + kColumns - 1) / kColumns, [&](int64_t block) {
+    int64_t last = std::min(D, (block + 1) * kColumns);
+    for (int64_t i = 0; i < N; ++i) {
+      if (id[i] < 0) continue;
+      for (int64_t d = block * kColumns; d < last; ++d) to[id[i] * D + d] += from[i * D + d];
+    }
+  });
+  return dweight;
+}
+
+Tensor embedding_backward_meta(const Tensor& dy, const Tensor&, c10::SymInt vocabulary) {
+  return at::empty_symint({vocabulary, dy.sym_size(1)}, dy.options().dtype(at::kFloat));
+}
+
+struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& weight, const Tensor& ids, bool bf16) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    static const auto op = typed<Forward>("embedding");
+    ctx->save_for_backward({ids});
+    ctx->saved_data["vocabulary"] = weight.sym_size(0);
+    return op.call(weight, ids, bf16);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    static const auto op = typed<Backward>("embedding_backward");
+    auto dweight = op.call(grads[0], ctx->get_saved_variables()[0], ctx->saved_data["vocabulary"].toSymInt());
+    return {dweight, Tensor(), Tensor()};
+  }
+};
+
+Tensor embedding_autograd(const Tensor& weight, const Tensor& ids, bool bf16) {
+  return EmbeddingFunction::apply(weight, ids, bf16);
+}
+
+TORCH_LIBRARY_FRAGMENT(fulgur, m) {
+  m.def("embedding(Tensor weight, Tensor ids, bool bf16) -> Tensor");
+  m.def("embedding_backward(Tensor dy, Tensor ids, SymInt vocabulary) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(fulgur, CPU, m) {
+  m.impl("embedding", embedding_cpu);
+  m.impl("embedding_backward", embedding_backward_cpu);
+}
+TORCH_LIBRARY_IMPL(fulgur, Meta, m) {
+  m.impl("embedding", embedding_meta);
+  m.impl("embedding_backward", embedding_backward_meta);
+}
+TORCH_LIBRARY_IMPL(fulgur, Autograd, m) { m.impl("embedding", embedding_autograd); }
+
+}  // namespace
+
+Tensor embedding(const Tensor& weight_VD, const Tensor& ids_N, at::ScalarType type) {
+  static const auto op = typed<Forward>("embedding");
+  return op.call(weight_VD, ids_N, type == at::kBFloat16);
+}
+
+}  // namespace fulgur::ops

@@ -1,0 +1,168 @@
+#include "fulgur/ops/log_prob/log_prob.h"
+
+#include "fulgur/ops/log_prob/kernels.h"
+#include "fulgur/ops/op.h"
+
+namespace fulgur::ops {
+namespace {
+
+using LogitsSignature = Tensor(const Tensor&, const Tensor&);
+using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&);
+using Backward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&);
+
+constexpr int64_t kChunk = 512;  // rows whose logits are held at once; a multiple of the GEMM's chain length
+
+const void* at_row(const Tensor& rows, int64_t row) {
+  return static_cast<const char*>(rows.const_data_ptr()) + row * rows.size(1) * rows.element_size();
+}
+
+void logits_into(const Tensor& x, int64_t first, int64_t rows, const Tensor& weight, float* out) {
+  int64_t V = weight.size(0), D = weight.size(1);
+  gemm({.a = at_row(x, first), .b = weight.const_data_ptr(), .c = out, .M = rows, .N = V, .K = D, .a_row = D,
+        .a_col = 1, .b_row = 1, .b_col = D, .c_row = V, .a_type = storage(x, "log_prob"),
+        .b_type = storage(weight, "log_prob"),
+        .round_b_to_bf16 = x.scalar_type() == at::kBFloat16 && weight.scalar_type() == at::kFloat});
+}
+
+void check(const Tensor& x, const Tensor& weight) {
+  FULGUR_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1),
+               "[log_prob] expected rows [N, D] and a head [V, D], got ", x.sizes(), " and ", weight.sizes());
+}
+
+Tensor logits_cpu(const Tensor& x_in, const Tensor& weight_in) {
+  check(x_in, weight_in);
+  auto x = x_in.contiguous(), weight = weight_in.contiguous();
+  auto out = at::empty({x.size(0), weight.size(0)}, x.options().dtype(at::kFloat));
+  logits_into(x, 0, x.size(0), weight, out.mutable_data_ptr<float>());
+  return out;
+}
+
+Tensor logits_meta(const Tensor& x, const Tensor& weight) {
+  return at::empty_symint({x.sym_size(0), weight.sym_size(0)}, x.options().dtype(at::kFloat));
+}
+
+// {log-probability of the target, log of the sum of exponentials}
+std::tuple<Tensor, Tensor> log_prob_cpu(const Tensor& x_in, const Tensor& weight_in, const Tensor& targets_in) {
+  check(x_in, weight_in);
+  FULGUR_CHECK(targets_in.dim() == 1 && targets_in.size(0) == x_in.size(0), "[log_prob] expected ", x_in.size(0),
+               " targets, got ", targets_in.sizes());
+  auto x = x_in.contiguous(), weight = weight_in.contiguous(), targets = targets_in.to(at::kInt).contiguous();
+  int64_t N = x.size(0), V = weight.size(0);
+  auto options = x.options().dtype(at::kFloat);
+  auto result = at::empty({N}, options), lse = at::empty({N}, options);
+  auto chunk = at::empty({std::min(N, kChunk), V}, options);
+  const int* target = targets.const_data_ptr<int>();
+  float* out = result.mutable_data_ptr<float>();
+  float* total = lse.mutable_data_ptr<float>();
+  float* logits = chunk.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < N; ++i)
+    FULGUR_CHECK(target[i] >= -1 && target[i] < V, "[log_prob] expected targets below ", V, ", got ", target[i]);
+  auto kernel = FULGUR_CALL(log_sum_exp);
+  for (int64_t first = 0; first < N; first += kChunk) {
+    int64_t rows = std::min(kChunk, N - first);
+    logits_into(x, first, rows, weight, logits);
+    parallel_for(rows, [&](int64_t i) {
+      total[first + i] = kernel(logits + i * V, V);
+      int64_t t = target[first + i];
+      out[first + i] = t < 0 ? 0 : logits[i * V + t] - total[first + i];
+    });
+  }
+  return {result, lse};
+}
+
+std::tuple<Tensor, Tensor> log_prob_meta(const Tensor& x, const Tensor&, const Tensor&) {
+  auto options = x.options().dtype(at::kFloat);
+  return {at::empty_symint({x.sym_size(0)}, options), at::empty_symint({x.sym_size(0)}, options)};
+}
+
+std::tuple<Tensor, Tensor> log_prob_backward_cpu(const Tensor& dresult_in, const Tensor& x_in, const Tensor& weight_in,
+                                                 const Tensor& targets_in, const Tensor& lse_in) {
+  auto x = x_in.contiguous(), weight = weight_in.contiguous(), targets = targets_in.to(at::kInt).contiguous();
+  auto dresult = dresult_in.contiguous(), lse = lse_in.contiguous();
+  int64_t N = x.size(0), D = x.size(1), V = weight.size(0);
+  auto dx = at::empty(x.sizes(), x.options());
+  auto dweight = at::zeros(weight.sizes(), weight.options().dtype(at::kFloat));
+  auto chunk = at::empty({std::min(N, kChunk), V}, x.options().dtype(at::kFloat));
+  float* logits = chunk.mutable_data_ptr<float>();
+  const int* target = targets.const_data_ptr<int>();
+  const float* scale = dresult.const_data_ptr<float>();
+  const float* total = lse.const_data_ptr<float>();
+  auto x_type = storage(x, "log_prob"), w_type = storage(weight, "log_prob");
+  auto kernel = FULGUR_CALL(log_prob_gradient);
+  for (int64_t first = 0; first < N; first += kChunk) {
+    int64_t rows = std::min(kChunk, N - first);
+    logits_into(x, first, rows, weight, logits);
+    parallel_for(rows, [&](int64_t i) {
+      float* row = logits + i * V;
+      if (target[first + i] < 0) std::fill(row, row + V, 0.0f);
+      else kernel(row, V, total[first + i], target[first + i], scale[first + i]);
+    });
+    GemmParams to_x{.a = logits, .b = weight.const_data_ptr(), .c = const_cast<void*>(at_row(dx, first)), .M = rows,
+                    .N = D, .K = V, .a_row = V, .a_col = 1, .b_row = D, .b_col = 1, .c_row = D, .b_type = w_type,
+                    .c_type = x_type, .round_b_to_bf16 = x_type == Storage::bf16 && w_type == Storage::f32};
+    GemmParams to_weight{.a = logits, .b = at_row(x, first), .c = dweight.mutable_data_ptr(), .M = V, .N = D,
+                         .K = rows, .a_row = 1, .a_col = V, .b_row = D, .b_col = 1, .c_row = D, .b_type = x_type,
+                         .accumulate = true};
+    GemmParams both[] = {to_x, to_weight};
+    gemm(both);
+  }
+  return {dx, dweight.to(weight.scalar_type())};
+}
+
+std::tuple<Tensor, Tensor> log_prob_backward_meta(const Tensor&, const Tensor& x, const Tensor& weight, const Tensor&,
+                                                  const Tensor&) {
+  return {at::empty_symint(x.sym_sizes(), x.options()), at::empty_symint(weight.sym_sizes(), weight.options())};
+}
+
+struct LogProbFunction : torch::autograd::Function<LogProbFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& targets) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    static const auto op = typed<Forward>("log_prob");
+    auto [result, lse] = op.call(x, weight, targets);
+    ctx->save_for_backward({x, weight, targets, lse});
+    ctx->mark_non_differentiable({lse});
+    return {result, lse};
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    static const auto op = typed<Backward>("log_prob_backward");
+    auto s = ctx->get_saved_variables();
+    auto [dx, dweight] = op.call(grads[0], s[0], s[1], s[2], s[3]);
+    return {dx, dweight, Tensor()};
+  }
+};
+
+std::tuple<Tensor, Tensor> log_prob_autograd(const Tensor& x, const Tensor& weight, const Tensor& targets) {
+  auto out = LogProbFunction::apply(x, weight, targets);
+  return {out[0], out[1]};
+}
+
+TORCH_LIBRARY_FRAGMENT(fulgur, m) {
+  m.def("logits(Tensor x, Tensor weight) -> Tensor");
+  m.def("log_prob(Tensor x, Tensor weight, Tensor targets) -> (Tensor, Tensor)");
+  m.def("log_prob_backward(Tensor dresult, Tensor x, Tensor weight, Tensor targets, Tensor lse) -> (Tensor, Tensor)");
+}
+TORCH_LIBRARY_IMPL(fulgur, CPU, m) {
+  m.impl("logits", logits_cpu);
+  m.impl("log_prob", log_prob_cpu);
+  m.impl("log_prob_backward", log_prob_backward_cpu);
+}
+TORCH_LIBRARY_IMPL(fulgur, Meta, m) {
+  m.impl("logits", logits_meta);
+  m.impl("log_prob", log_prob_meta);
+  m.impl("log_prob_backward", log_prob_backward_meta);
+}
+TORCH_LIBRARY_IMPL(fulgur, Autograd, m) { m.impl("log_prob", log_prob_autograd); }
+
+}  // namespace
+
+Tensor logits(const Tensor& x_ND, const Tensor& weight_VD) {
+  static const auto op = typed<LogitsSignature>("logits");
+  return op.call(x_ND.detach(), weight_VD.detach());
+}
+
+Tensor log_prob(const Tensor& x_ND, const Tensor& weight_VD, const Tensor& targets_N) {
+  static const auto op = typed<Forward>("log_prob");
+  return std::get<0>(op.call(x_ND, weight_VD, targets_N));
+}
+
+}  // namespace fulgur::ops
