@@ -19,7 +19,7 @@ FULGUR_EACH_ISA(Layers);
 
 TEST_P(Layers, NormsAndTheirGradientsEqualTheReference) {
   at::manual_seed(1);
-  for (int64_t D : {2, 7, 16, 33, 130}) {
+  for (int64_t D : {5, 16, 33, 130}) {
     auto rms = [](const List& in) { return rms_norm(in[0], in[1], 1e-6); };
     auto rms_reference = [](const List& in) { return reference::rms_norm(in[0], in[1], 1e-6); };
     EXPECT_LT(worst_difference(rms, rms_reference, {leaf({70, D}), leaf({D})}), 3e-6) << D;
