@@ -1,0 +1,229 @@
+#include "fulgur/model/transformer.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+
+#include <cmath>
+
+#include "fulgur/base/error.h"
+#include "fulgur/model/rope_table.h"
+#include "fulgur/ops/dense_mla/dense_mla.h"
+#include "fulgur/ops/embedding/embedding.h"
+#include "fulgur/ops/experts/experts.h"
+#include "fulgur/ops/indexer/indexer.h"
+#include "fulgur/ops/linear/linear.h"
+#include "fulgur/ops/norm/norm.h"
+#include "fulgur/ops/quantize/quantize.h"
+#include "fulgur/ops/router/router.h"
+#include "fulgur/ops/sparse_mla/sparse_mla.h"
+
+namespace fulgur {
+namespace {
+
+const at::Tensor* forced(const ForwardOptions& options, std::vector<at::Tensor> Replay::*choices, int64_t index) {
+  if (!options.replay) return nullptr;
+  const auto& all = options.replay->*choices;
+  return index < int64_t(all.size()) && all[index].defined() ? &all[index] : nullptr;
+}
+
+// New keys go into their slots of the cache; every key comes back.
+at::Tensor with_cached(at::Tensor* cached, const Batch& batch, const at::Tensor& rows) {
+  if (!cached) return rows;
+  cached->index_copy_(0, batch.slots_N, rows.detach());
+  return *cached;
+}
+
+at::Tensor mlp(const MlpWeights& w, const at::Tensor& x_ND) {
+  return ops::linear(ops::swiglu(ops::linear(x_ND, w.gate_proj), ops::linear(x_ND, w.up_proj)), w.down_proj);
+}
+
+}  // namespace
+
+struct Transformer::Pass {
+  const Batch& batch;
+  const ForwardOptions& options;
+  Cache* cache;
+  std::vector<LayerLosses>* losses;
+  ops::Rotation rotation;
+
+  LayerTrace* trace() const { return options.trace ? &options.trace->back() : nullptr; }
+  Cache::Layer* layer_cache(int64_t index) const { return cache ? &cache->layers.at(index) : nullptr; }
+};
+
+Transformer::Transformer(ModelConfig config, Weights weights)
+    : config_(std::move(config)), weights_(std::move(weights)), frequencies_(rope_frequencies(config_)),
+      softmax_scale_(fulgur::softmax_scale(config_)) {}
+
+at::Tensor Transformer::forward(const Batch& batch, const ForwardOptions& options, Cache* cache,
+                                std::vector<LayerLosses>* losses) const {
+  FULGUR_CHECK(options.attention == Attention::dense || config_.has_indexer(),
+               "[model] expected a deepseek_v32 model for sparse attention, got ", config_.model_type,
+               "\n  hint: --attention dense, or add an indexer with `fulgur train warmup`");
+  Pass pass{batch, options, cache, losses, ops::rotation(batch.positions_N, frequencies_)};
+  at::Tensor x_ND = ops::embedding(weights_.embed_tokens, batch.tokens_N, options.type), residual_ND;
+  for (size_t i = 0; i < weights_.layers.size(); ++i)
+    std::tie(x_ND, residual_ND) = decoder_layer(weights_.layers[i], x_ND, residual_ND, int64_t(i), pass);
+  return ops::add_rms_norm(x_ND, residual_ND, weights_.norm, config_.rms_norm_eps).first;
+}
+
+at::Tensor Transformer::forward_mtp(const Batch& batch, const at::Tensor& hidden_ND, const ForwardOptions& options,
+                                    std::vector<LayerLosses>* losses) const {
+  FULGUR_CHECK(weights_.mtp, "[model] expected a model with a multi-token-prediction layer, got none");
+  const MtpWeights& w = *weights_.mtp;
+  Pass pass{batch, options, nullptr, losses, ops::rotation(batch.positions_N, frequencies_)};
+  int64_t N = batch.tokens_N.size(0);
+  auto next_N = batch.tokens_N.roll(-1).masked_fill(batch.positions_N == 0, -1);
+  if (N > 0) next_N[N - 1] = -1;
+  auto embedded_ND = ops::rms_norm(ops::embedding(w.embed_tokens, next_N, options.type), w.enorm, config_.rms_norm_eps);
+  auto joined_N2D = at::cat({embedded_ND, ops::rms_norm(hidden_ND, w.hnorm, config_.rms_norm_eps)}, 1);
+  auto [x_ND, residual_ND] = decoder_layer(w.layer, ops::linear(joined_N2D, w.eh_proj), {},
+                                           int64_t(weights_.layers.size()), pass);
+  return ops::add_rms_norm(x_ND, residual_ND, w.norm, config_.rms_norm_eps).first;
+}
+
+std::pair<at::Tensor, at::Tensor> Transformer::decoder_layer(const LayerWeights& layer, const at::Tensor& x_ND,
+                                                             const at::Tensor& residual_ND, int64_t index,
+                                                             Pass& pass) const {
+  if (pass.options.trace) pass.options.trace->emplace_back();
+  if (pass.losses) pass.losses->emplace_back();
+  at::Tensor normed_ND, stream_ND;
+  if (residual_ND.defined()) {
+    std::tie(normed_ND, stream_ND) = ops::add_rms_norm(x_ND, residual_ND, layer.input_layernorm, config_.rms_norm_eps);
+  } else {
+    normed_ND = ops::rms_norm(x_ND, layer.input_layernorm, config_.rms_norm_eps);
+    stream_ND = x_ND;
+  }
+  auto attended_ND = attention(layer, normed_ND, index, pass);
+  auto [second_ND, after_ND] =
+      ops::add_rms_norm(attended_ND, stream_ND, layer.post_attention_layernorm, config_.rms_norm_eps);
+  auto out_ND = feed_forward(layer, second_ND, index, pass);
+  if (auto* trace = pass.trace()) {
+    trace->attn_out_ND = attended_ND;
+    trace->hidden_ND = after_ND + out_ND;
+  }
+  return {out_ND, after_ND};
+}
+
+at::Tensor Transformer::attention(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const {
+  const AttentionWeights& w = layer.self_attn;
+  auto latent_NL = ops::rms_norm(ops::linear(x_ND, w.q_a_proj), w.q_a_layernorm, config_.rms_norm_eps);
+  return pass.options.attention == Attention::sparse ? sparse_attention(w, x_ND, latent_NL, index, pass)
+                                                     : dense_attention(w, x_ND, latent_NL, index, pass);
+}
+
+namespace {
+
+// Indexer queries, keys and weights of the rows at hand; its inputs are detached, so its loss stays its own.
+//   q_NJD k_ND: [rope | nope], rotated by halves; w_NJ holds J^-0.5 * Di^-0.5.    Spec C, steps 1-8.
+struct IndexerInputs {
+  at::Tensor q_NJD, k_ND, w_NJ;
+};
+
+IndexerInputs indexer_inputs(const ModelConfig& config, const IndexerWeights& w, const at::Tensor& x_ND,
+                             const at::Tensor& latent_NL, const ops::Rotation& rotation,
+                             const ForwardOptions& options) {
+  auto x = x_ND.detach();
+  int64_t J = config.index_n_heads, Di = config.index_head_dim;
+  auto q_NJD = ops::linear(latent_NL.detach(), w.wq_b).view({-1, J, Di});
+  auto k_N1D = ops::layer_norm(ops::linear(x, w.wk), w.k_norm, w.k_norm_bias, 1e-6).view({-1, 1, Di});
+  q_NJD = ops::rope(q_NJD, rotation, 0, ops::Pairing::halves);
+  k_N1D = ops::rope(k_N1D, rotation, 0, ops::Pairing::halves);
+  if (options.hadamard) q_NJD = ops::hadamard(q_NJD), k_N1D = ops::hadamard(k_N1D);
+  if (options.simulate_fp8) q_NJD = ops::simulate_fp8(q_NJD), k_N1D = ops::simulate_fp8(k_N1D);
+  double constant = 1 / std::sqrt(double(J) * double(Di));
+  return {q_NJD, k_N1D.squeeze(1), ops::linear(x.to(at::kFloat), w.weights_proj) * constant};
+}
+
+}  // namespace
+
+// Absorbed (MQA) form over the selected keys: q = [UK^T q_nope | q_rope], keys [c | k_rope], values c.   Spec B.
+at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Tensor& x_ND,
+                                         const at::Tensor& latent_NL, int64_t index, Pass& pass) const {
+  const auto& [batch, options, cache, losses, rotation] = pass;
+  int64_t H = config_.num_attention_heads, nope = config_.qk_nope_head_dim, R = config_.kv_lora_rank;
+  auto kv_b_HER = w.kv_b_proj.view({H, nope + config_.v_head_dim, R});
+  auto q_NHE = ops::linear(latent_NL, w.q_b_proj).view({-1, H, nope + config_.qk_rope_head_dim});
+  q_NHE = ops::rope(q_NHE, rotation, nope, ops::Pairing::adjacent);
+  auto q_parts = q_NHE.split_with_sizes({nope, config_.qk_rope_head_dim}, 2);
+  auto q_NHC = at::cat({ops::head_linear(q_parts[0], kv_b_HER.narrow(1, 0, nope)), q_parts[1]}, 2);
+
+  auto kv_parts = ops::linear(x_ND, w.kv_a_proj_with_mqa).split_with_sizes({R, config_.qk_rope_head_dim}, 1);
+  auto c_NR = ops::rms_norm(kv_parts[0], w.kv_a_layernorm, config_.rms_norm_eps);
+  if (options.simulate_fp8) c_NR = ops::simulate_fp8(c_NR);
+  auto k_rope_NP = ops::rope(kv_parts[1].unsqueeze(1), rotation, 0, ops::Pairing::adjacent).squeeze(1);
+  auto* cached = pass.layer_cache(index);
+  auto kv_SC = with_cached(cached ? &cached->kv_SC : nullptr, batch, at::cat({c_NR, k_rope_NP}, 1));
+
+  auto indexer = indexer_inputs(config_, *w.indexer, x_ND, latent_NL, rotation, options);
+  auto index_SD = with_cached(cached ? &cached->index_SD : nullptr, batch, indexer.k_ND);
+  const at::Tensor* replayed = forced(options, &Replay::selected_NK, index);
+  auto selected_NK = replayed ? *replayed
+                              : ops::indexer_top_k(indexer.q_NJD, index_SD, indexer.w_NJ, batch.visible_N2,
+                                                   config_.index_topk);
+  auto [out_NHR, lse_NH, target_NK] = ops::sparse_mla(q_NHC, kv_SC, selected_NK, R, softmax_scale_);
+  if (losses && options.indexer_kl)
+    losses->back().kl_N = ops::indexer_kl_sparse(indexer.q_NJD, index_SD, indexer.w_NJ, selected_NK, target_NK);
+  if (auto* trace = pass.trace()) {
+    trace->selected_NK = selected_NK;
+    if (options.trace_scores)
+      trace->indexer_scores_NS = ops::indexer_scores(indexer.q_NJD, index_SD, indexer.w_NJ, batch.visible_N2);
+  }
+  auto out_NHV = ops::head_linear(out_NHR, kv_b_HER.narrow(1, nope, config_.v_head_dim).transpose(1, 2));
+  return ops::linear(out_NHV.flatten(1), w.o_proj);
+}
+
+// MHA form over all visible keys; with a cache the expanded keys and values are what is kept.   Spec B.
+at::Tensor Transformer::dense_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL,
+                                        int64_t index, Pass& pass) const {
+  const auto& [batch, options, cache, losses, rotation] = pass;
+  int64_t H = config_.num_attention_heads, nope = config_.qk_nope_head_dim, P = config_.qk_rope_head_dim;
+  int64_t R = config_.kv_lora_rank;
+  auto q_NHE = ops::linear(latent_NL, w.q_b_proj).view({-1, H, nope + P});
+  q_NHE = ops::rope(q_NHE, rotation, nope, ops::Pairing::adjacent);
+  auto kv_parts = ops::linear(x_ND, w.kv_a_proj_with_mqa).split_with_sizes({R, P}, 1);
+  auto c_NR = ops::rms_norm(kv_parts[0], w.kv_a_layernorm, config_.rms_norm_eps);
+  if (options.simulate_fp8) c_NR = ops::simulate_fp8(c_NR);
+  auto k_rope_N1P = ops::rope(kv_parts[1].unsqueeze(1), rotation, 0, ops::Pairing::adjacent);
+  auto expanded = ops::linear(c_NR, w.kv_b_proj).view({-1, H, nope + config_.v_head_dim});
+  auto expanded_parts = expanded.split_with_sizes({nope, config_.v_head_dim}, 2);
+  auto* cached = pass.layer_cache(index);
+  auto k_SHE = with_cached(cached ? &cached->k_SHE : nullptr, batch,
+                           at::cat({expanded_parts[0], k_rope_N1P.expand({-1, H, P})}, 2));
+  auto v_SHV = with_cached(cached ? &cached->v_SHV : nullptr, batch, expanded_parts[1].contiguous());
+  auto [out_NHV, lse_NH] = ops::dense_mla(q_NHE, k_SHE, v_SHV, batch.visible_N2, softmax_scale_);
+
+  bool wants_kl = losses && options.indexer_kl, wants_trace = options.trace && w.indexer;
+  if (wants_kl || wants_trace) {
+    FULGUR_CHECK(w.indexer && !cache, "[model] expected an indexer and no cache for its KL, got none or one");
+    auto indexer = indexer_inputs(config_, *w.indexer, x_ND, latent_NL, rotation, options);
+    if (wants_kl)
+      losses->back().kl_N = ops::indexer_kl_dense(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, q_NHE.detach(),
+                                                  k_SHE.detach(), lse_NH, batch.visible_N2, softmax_scale_);
+    if (wants_trace && options.trace_scores)
+      pass.trace()->indexer_scores_NS =
+          ops::indexer_scores(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, batch.visible_N2);
+  }
+  return ops::linear(out_NHV.flatten(1), w.o_proj);
+}
+
+at::Tensor Transformer::feed_forward(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index,
+                                     Pass& pass) const {
+  if (layer.dense) return mlp(*layer.dense, x_ND);
+  const MoeWeights& w = *layer.moe;
+  auto logits_NX = ops::linear(x_ND.to(at::kFloat), w.gate);
+  const at::Tensor* replayed = forced(pass.options, &Replay::experts_Nk, index);
+  auto experts_Nk = replayed ? *replayed
+                             : ops::route(logits_NX, w.e_score_correction_bias,
+                                          {config_.n_group, config_.topk_group, config_.num_experts_per_tok});
+  auto weights_Nk = ops::route_weights(logits_NX, experts_Nk, config_.norm_topk_prob, config_.routed_scaling_factor);
+  if (pass.losses) {
+    auto& losses = pass.losses->back();
+    losses.experts_Nk = experts_Nk;
+    if (pass.options.balance_starts.defined())
+      losses.balance = ops::balance_loss(logits_NX, experts_Nk, pass.options.balance_starts);
+  }
+  if (auto* trace = pass.trace()) trace->experts_Nk = experts_Nk, trace->expert_weights_Nk = weights_Nk;
+  return ops::experts(x_ND, experts_Nk, weights_Nk, w.gate_proj, w.up_proj, w.down_proj, mlp(w.shared_experts, x_ND));
+}
+
+}  // namespace fulgur

@@ -1,0 +1,115 @@
+// The one forward pass: trainer, sampler, evaluator and dumps call it. Shapes as in weights.h; N is a row: a token of
+// some sequence. Rows of one call may belong to many sequences; a row's result depends on its own sequence alone, and
+// is the same bits in any batch, chunk or number of threads. Not thread-safe for one Cache; otherwise thread-safe.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "fulgur/model/config.h"
+#include "fulgur/model/weights.h"
+#include "fulgur/ops/rope/rope.h"
+
+namespace fulgur {
+
+enum class Attention { dense, sparse };  // MHA over all keys, or absorbed MLA over the indexer's top-k
+
+// The rows of one call. Without a cache a key's row is the token's own row; with one it is a slot of the cache.
+struct Batch {
+  at::Tensor tokens_N;     // int32
+  at::Tensor positions_N;  // int32, from 0 in each document
+  at::Tensor visible_N2;   // int32, keys [begin, end) a row may see
+  at::Tensor slots_N;      // int64 rows of the cache that take the new keys; undefined without a cache
+};
+
+// Whole documents packed one after another; lengths add up to the tokens.
+Batch pack_documents(const at::Tensor& tokens_N, const std::vector<int64_t>& lengths);
+
+// Keys of earlier tokens, for inference. `sequences` regions of `capacity` tokens each.
+//   sparse: latent + rope keys [S, R + P] and indexer keys [S, Di].  dense: expanded keys [S, H, E] and values [S, H, Dv].
+struct Cache {
+  Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t sequences, int64_t capacity);
+
+  // Rows that append `tokens[i]` to sequence `which[i]`; throws InputError when one is full.
+  Batch append(const std::vector<int64_t>& which, const std::vector<std::vector<int32_t>>& tokens);
+
+  struct Layer {
+    at::Tensor kv_SC, index_SD;  // sparse
+    at::Tensor k_SHE, v_SHV;     // dense
+  };
+  std::vector<Layer> layers;
+  std::vector<int64_t> lengths;
+  int64_t capacity;
+};
+
+// Recorded choices a forward pass can be made to repeat (keep routing); undefined tensors are not forced.
+struct Replay {
+  std::vector<at::Tensor> selected_NK, experts_Nk;  // one a layer, MTP's last
+};
+
+// What a forward pass writes down, one entry a layer (MTP's last). Filled only where asked for.
+struct LayerTrace {
+  at::Tensor hidden_ND, attn_out_ND;              // residual stream behind the layer; attention's output
+  at::Tensor indexer_scores_NS;                   // -inf outside the visible keys
+  at::Tensor selected_NK;                         // absolute rows, ascending, -1 padding
+  at::Tensor experts_Nk, expert_weights_Nk;
+};
+using Trace = std::vector<LayerTrace>;
+
+struct ForwardOptions {
+  Attention attention = Attention::sparse;
+  at::ScalarType type = at::kFloat;   // of activations: f32 or bf16
+  bool indexer_kl = false;            // KL(p || softmax(I)) of every layer's indexer
+  bool hadamard = false;              // rotate indexer queries and keys (spec C, step 5)
+  bool simulate_fp8 = false;          // quantise and dequantise indexer vectors and the latent (spec B.4, C.6)
+  at::Tensor balance_starts;          // sequence starts for the balance loss; undefined: none
+  const Replay* replay = nullptr;
+  Trace* trace = nullptr;
+  bool trace_scores = false;          // the trace holds [N, S] scores
+};
+
+struct LayerLosses {
+  at::Tensor kl_N;       // per row, where asked for
+  at::Tensor balance;    // per sequence
+  at::Tensor experts_Nk; // where the layer is a mixture
+};
+
+class Transformer {
+ public:
+  Transformer(ModelConfig config, Weights weights);
+
+  // Hidden states behind the final norm [N, D]. `losses` takes one entry a layer when given.
+  at::Tensor forward(const Batch& batch, const ForwardOptions& options, Cache* cache = nullptr,
+                     std::vector<LayerLosses>* losses = nullptr) const;
+
+  // The multi-token-prediction layer: row t sees the embedding of token t+1 (zeroed at position 0) and hidden state t;
+  // its normed output predicts token t+2. The last row of a document has no token t+1 and no meaning.
+  at::Tensor forward_mtp(const Batch& batch, const at::Tensor& hidden_ND, const ForwardOptions& options,
+                         std::vector<LayerLosses>* losses = nullptr) const;
+
+  const ModelConfig& config() const { return config_; }
+  Weights& weights() { return weights_; }
+  const Weights& weights() const { return weights_; }
+
+ private:
+  struct Pass;  // what all layers of one call share
+  at::Tensor attention(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const;
+  at::Tensor sparse_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL,
+                              int64_t index, Pass& pass) const;
+  at::Tensor dense_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL,
+                             int64_t index, Pass& pass) const;
+  at::Tensor feed_forward(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const;
+  // One decoder layer on (x, residual); returns the new pair.
+  std::pair<at::Tensor, at::Tensor> decoder_layer(const LayerWeights& layer, const at::Tensor& x_ND,
+                                                  const at::Tensor& residual_ND, int64_t index, Pass& pass) const;
+
+  ModelConfig config_;
+  Weights weights_;
+  std::vector<float> frequencies_;  // YaRN table, one for each rope pair
+  double softmax_scale_;
+};
+
+}  // namespace fulgur

@@ -1,0 +1,176 @@
+#include "fulgur/model/weights.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
+
+#include <cmath>
+
+#include "fulgur/base/error.h"
+#include "fulgur/base/random.h"
+#include "fulgur/model/names.h"
+
+namespace fulgur {
+namespace {
+
+// Calls visit(name, tensor) for all tensors below `prefix`, in the order of the forward pass.
+using Visit = std::function<void(const std::string&, at::Tensor&)>;
+
+void visit_mlp(const std::string& prefix, MlpWeights& w, const Visit& visit) {
+  visit(prefix + "gate_proj.weight", w.gate_proj);
+  visit(prefix + "up_proj.weight", w.up_proj);
+  visit(prefix + "down_proj.weight", w.down_proj);
+}
+
+void visit_attention(const std::string& prefix, AttentionWeights& w, const Visit& visit) {
+  visit(prefix + "q_a_proj.weight", w.q_a_proj);
+  visit(prefix + "q_a_layernorm.weight", w.q_a_layernorm);
+  visit(prefix + "q_b_proj.weight", w.q_b_proj);
+  visit(prefix + "kv_a_proj_with_mqa.weight", w.kv_a_proj_with_mqa);
+  visit(prefix + "kv_a_layernorm.weight", w.kv_a_layernorm);
+  visit(prefix + "kv_b_proj.weight", w.kv_b_proj);
+  visit(prefix + "o_proj.weight", w.o_proj);
+  if (!w.indexer) return;
+  visit(prefix + "indexer.wq_b.weight", w.indexer->wq_b);
+  visit(prefix + "indexer.wk.weight", w.indexer->wk);
+  visit(prefix + "indexer.k_norm.weight", w.indexer->k_norm);
+  visit(prefix + "indexer.k_norm.bias", w.indexer->k_norm_bias);
+  visit(prefix + "indexer.weights_proj.weight", w.indexer->weights_proj);
+}
+
+void visit_layer(const std::string& prefix, LayerWeights& w, const Visit& visit) {
+  visit(prefix + "input_layernorm.weight", w.input_layernorm);
+  visit_attention(prefix + "self_attn.", w.self_attn, visit);
+  visit(prefix + "post_attention_layernorm.weight", w.post_attention_layernorm);
+  if (w.dense) visit_mlp(prefix + "mlp.", *w.dense, visit);
+  if (!w.moe) return;
+  visit(prefix + "mlp.gate.weight", w.moe->gate);
+  visit(prefix + "mlp.gate.e_score_correction_bias", w.moe->e_score_correction_bias);
+  visit(prefix + "mlp.experts.*.gate_proj.weight", w.moe->gate_proj);
+  visit(prefix + "mlp.experts.*.up_proj.weight", w.moe->up_proj);
+  visit(prefix + "mlp.experts.*.down_proj.weight", w.moe->down_proj);
+  visit_mlp(prefix + "mlp.shared_experts.", w.moe->shared_experts, visit);
+}
+
+void visit_all(Weights& w, const Visit& visit) {
+  visit("model.embed_tokens.weight", w.embed_tokens);
+  for (size_t i = 0; i < w.layers.size(); ++i) visit_layer(cat("model.layers.", i, "."), w.layers[i], visit);
+  visit("model.norm.weight", w.norm);
+  visit("lm_head.weight", w.lm_head);
+  if (!w.mtp) return;
+  auto prefix = cat("model.layers.", w.layers.size(), ".");
+  visit(prefix + "embed_tokens.weight", w.mtp->embed_tokens);
+  visit(prefix + "enorm.weight", w.mtp->enorm);
+  visit(prefix + "hnorm.weight", w.mtp->hnorm);
+  visit(prefix + "eh_proj.weight", w.mtp->eh_proj);
+  visit_layer(prefix, w.mtp->layer, visit);
+  visit(prefix + "shared_head.norm.weight", w.mtp->norm);
+  visit(prefix + "shared_head.head.weight", w.mtp->head);
+}
+
+LayerWeights empty_layer(const ModelConfig& config, bool moe) {
+  LayerWeights layer;
+  if (config.has_indexer()) layer.self_attn.indexer.emplace();
+  if (moe) layer.moe.emplace();
+  else layer.dense.emplace();
+  return layer;
+}
+
+// The structure without tensors: which optional parts there are.
+Weights empty_weights(const ModelConfig& config) {
+  Weights w;
+  for (int64_t i = 0; i < config.num_hidden_layers; ++i) w.layers.push_back(empty_layer(config, config.is_moe(i)));
+  if (config.num_nextn_predict_layers > 0) {
+    w.mtp.emplace();
+    w.mtp->layer = empty_layer(config, true);
+  }
+  return w;
+}
+
+std::string expert_name(const std::string& name, int64_t expert) {
+  auto star = name.find('*');
+  return name.substr(0, star) + std::to_string(expert) + name.substr(star + 1);
+}
+
+bool ends_with(const std::string& name, const std::string& end) {
+  return name.size() >= end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0;
+}
+
+// | tensor                                    | starts as                                                    |
+// |-------------------------------------------|--------------------------------------------------------------|
+// | norms (RMSNorm, LayerNorm weight)         | 1                                                            |
+// | LayerNorm bias, correction bias           | 0                                                            |
+// | o_proj, down_proj (write to the residual) | normal, initializer_range / sqrt(2 * layers)                 |
+// | everything else                           | normal, initializer_range                                    |
+// A config may say initializer_range 0: then 1 / sqrt(inputs) takes its place (embedding: 0.02).
+float init_deviation(const ModelConfig& config, const std::string& name, int64_t inputs) {
+  if (ends_with(name, "norm.weight")) return 0;
+  float base = float(config.initializer_range);
+  if (base == 0) base = name.find("embed_tokens") == std::string::npos ? 1 / std::sqrt(float(inputs)) : 0.02f;
+  bool to_residual = ends_with(name, "o_proj.weight") || ends_with(name, "down_proj.weight");
+  return to_residual ? base / std::sqrt(2 * float(config.num_hidden_layers)) : base;
+}
+
+at::Tensor init_tensor(const ModelConfig& config, const TensorSpec& spec, uint64_t seed) {
+  auto tensor = at::zeros(spec.shape, at::TensorOptions().dtype(at::kFloat));
+  if (ends_with(spec.name, "norm.weight")) return tensor.fill_(1);
+  if (ends_with(spec.name, "bias")) return tensor;
+  float deviation = init_deviation(config, spec.name, spec.shape.back());
+  RandomStream stream(seed, spec.name);
+  float* at = tensor.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < tensor.numel(); ++i) at[i] = deviation * stream.normal();
+  return tensor;
+}
+
+}  // namespace
+
+bool Parameter::decayed() const {
+  return tensor->dim() >= 2 && name.find("embed_tokens") == std::string::npos;
+}
+
+std::vector<Parameter> parameters(Weights& weights) {
+  std::vector<Parameter> out;
+  visit_all(weights, [&](const std::string& name, at::Tensor& tensor) {
+    for (const auto& other : out)
+      if (other.tensor->is_same(tensor)) return;
+    out.push_back({name, &tensor});
+  });
+  return out;
+}
+
+Weights init_weights(const ModelConfig& config, uint64_t seed) {
+  std::map<std::string, at::Tensor> tensors;
+  for (const auto& spec : tensor_specs(config)) tensors[spec.name] = init_tensor(config, spec, seed);
+  return import_weights(config, tensors, /*share_mtp=*/true);
+}
+
+std::map<std::string, at::Tensor> export_weights(const ModelConfig& config, Weights& weights) {
+  std::map<std::string, at::Tensor> out;
+  visit_all(weights, [&](const std::string& name, at::Tensor& tensor) {
+    if (name.find('*') == std::string::npos) {
+      out[name] = tensor.detach();
+      return;
+    }
+    for (int64_t e = 0; e < config.n_routed_experts; ++e) out[expert_name(name, e)] = tensor.detach().select(0, e);
+  });
+  return out;
+}
+
+Weights import_weights(const ModelConfig& config, const std::map<std::string, at::Tensor>& tensors, bool share_mtp) {
+  check_weights(config, tensors);
+  Weights w = empty_weights(config);
+  auto fetch = [&](const std::string& name) { return tensors.at(name).to(at::kFloat).contiguous().clone(); };
+  visit_all(w, [&](const std::string& name, at::Tensor& tensor) {
+    if (name.find('*') == std::string::npos) {
+      tensor = fetch(name);
+      return;
+    }
+    std::vector<at::Tensor> experts;
+    for (int64_t e = 0; e < config.n_routed_experts; ++e) experts.push_back(fetch(expert_name(name, e)));
+    tensor = at::stack(experts);
+  });
+  if (share_mtp && w.mtp) w.mtp->embed_tokens = w.embed_tokens, w.mtp->head = w.lm_head;
+  return w;
+}
+
+}  // namespace fulgur

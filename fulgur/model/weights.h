@@ -1,0 +1,94 @@
+// Every parameter of a model, as plain tensors in the order of the forward pass. Master copies, f32.
+//   V vocab_size  D hidden_size  H heads  Lq q_lora_rank  R kv_lora_rank  P qk_rope_head_dim  E nope + rope  Dv v_head_dim
+//   J index_n_heads  Di index_head_dim  X n_routed_experts  M moe_intermediate_size  F intermediate_size
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "fulgur/model/config.h"
+
+namespace fulgur {
+
+struct IndexerWeights {
+  at::Tensor wq_b;          // [J * Di, Lq], each head rope first
+  at::Tensor wk;            // [Di, D]
+  at::Tensor k_norm, k_norm_bias;  // [Di]
+  at::Tensor weights_proj;  // [J, D]
+};
+
+struct AttentionWeights {
+  at::Tensor q_a_proj;            // [Lq, D]
+  at::Tensor q_a_layernorm;       // [Lq]
+  at::Tensor q_b_proj;            // [H * E, Lq], each head nope first
+  at::Tensor kv_a_proj_with_mqa;  // [R + P, D]
+  at::Tensor kv_a_layernorm;      // [R]
+  at::Tensor kv_b_proj;           // [H * (nope + Dv), R]
+  at::Tensor o_proj;              // [D, H * Dv]
+  std::optional<IndexerWeights> indexer;  // absent in a model before DSA
+};
+
+struct MlpWeights {
+  at::Tensor gate_proj, up_proj;  // [F, D]
+  at::Tensor down_proj;           // [D, F]
+};
+
+struct MoeWeights {
+  at::Tensor gate;                     // [X, D]
+  at::Tensor e_score_correction_bias;  // [X], not trained by gradients
+  at::Tensor gate_proj, up_proj;       // [X, M, D], the experts stacked
+  at::Tensor down_proj;                // [X, D, M]
+  MlpWeights shared_experts;           // M * n_shared_experts wide
+};
+
+struct LayerWeights {
+  at::Tensor input_layernorm;  // [D]
+  AttentionWeights self_attn;
+  at::Tensor post_attention_layernorm;  // [D]
+  std::optional<MlpWeights> dense;      // layers below first_k_dense_replace
+  std::optional<MoeWeights> moe;        // the others
+};
+
+struct MtpWeights {
+  at::Tensor embed_tokens, head;  // [V, D]; in training the very tensors of the main model
+  at::Tensor enorm, hnorm;        // [D]
+  at::Tensor eh_proj;             // [D, 2 D], embedding first
+  LayerWeights layer;
+  at::Tensor norm;                // [D]
+};
+
+struct Weights {
+  at::Tensor embed_tokens;  // [V, D]
+  std::vector<LayerWeights> layers;
+  at::Tensor norm;          // [D]
+  at::Tensor lm_head;       // [V, D]
+  std::optional<MtpWeights> mtp;
+};
+
+// One parameter: its official name, with '*' for the expert number where the experts are stacked.
+struct Parameter {
+  std::string name;
+  at::Tensor* tensor;
+  bool indexer() const { return name.find(".indexer.") != std::string::npos; }
+  bool trained() const { return name.find("e_score_correction_bias") == std::string::npos; }
+  bool decayed() const;  // matrices decay; norms, biases and embeddings do not
+};
+
+// All parameters in a fixed order. A tensor that stands twice (MTP's embedding and head in training) is listed once.
+std::vector<Parameter> parameters(Weights& weights);
+
+// Initial weights, a function of (config, seed) alone. The one table of how each tensor starts is in weights.cc.
+Weights init_weights(const ModelConfig& config, uint64_t seed);
+
+// Official names, experts apart, MTP's embedding and head written out: what a checkpoint holds.
+std::map<std::string, at::Tensor> export_weights(const ModelConfig& config, Weights& weights);
+// The other way; checks names and shapes (InputError). `share_mtp`: MTP uses the main model's embedding and head.
+Weights import_weights(const ModelConfig& config, const std::map<std::string, at::Tensor>& tensors, bool share_mtp);
+
+}  // namespace fulgur

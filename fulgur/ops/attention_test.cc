@@ -1,0 +1,182 @@
+// Dense and sparse attention and the indexer's losses against their references, and against each other.
+#include "fulgur/ops/dense_mla/dense_mla.h"
+#include "fulgur/ops/indexer/indexer.h"
+#include "fulgur/ops/sparse_mla/sparse_mla.h"
+#include "fulgur/ops/testing.h"
+
+namespace fulgur::ops {
+namespace {
+
+using List = std::vector<at::Tensor>;
+
+at::Tensor leaf(at::IntArrayRef shape) { return at::randn(shape).requires_grad_(); }
+
+// Causal key ranges of documents packed one after another.
+at::Tensor documents(const std::vector<int>& lengths) {
+  std::vector<int> ranges;
+  int begin = 0;
+  for (int length : lengths) {
+    for (int i = 0; i < length; ++i) ranges.insert(ranges.end(), {begin, begin + i + 1});
+    begin += length;
+  }
+  return at::tensor(ranges, at::kInt).view({-1, 2});
+}
+
+FULGUR_EACH_ISA(AttentionOps);
+
+TEST_P(AttentionOps, DenseEqualsTheReferenceOverSeveralDocuments) {
+  at::manual_seed(1);
+  for (auto lengths : {std::vector<int>{4, 1}, {5, 130, 1, 70}, {200}}) {
+    auto visible = documents(lengths);
+    int64_t N = visible.size(0);
+    auto op = [&](const List& in) { return std::get<0>(dense_mla(in[0], in[1], in[2], visible, 0.2)); };
+    auto expected = [&](const List& in) { return std::get<0>(reference::dense_mla(in[0], in[1], in[2], visible, 0.2)); };
+    List inputs{leaf({N, 3, 21}), leaf({N, 3, 21}), leaf({N, 3, 13})};
+    EXPECT_LT(worst_difference(op, expected, inputs), 5e-6);
+    EXPECT_LT(relative(std::get<1>(dense_mla(inputs[0], inputs[1], inputs[2], visible, 0.2)),
+                       std::get<1>(reference::dense_mla(inputs[0], inputs[1], inputs[2], visible, 0.2))), 2e-6);
+    List half;
+    for (auto& x : inputs) half.push_back(x.detach().to(at::kBFloat16).requires_grad_());
+    EXPECT_LT(worst_difference(op, expected, half), 2e-2);
+  }
+}
+
+TEST_P(AttentionOps, DenseRowsDoNotDependOnChunksBatchOrThreads) {
+  at::manual_seed(2);
+  auto visible = documents({150, 90});
+  for (auto type : {at::kFloat, at::kBFloat16}) {
+    auto q = at::randn({240, 2, 24}).to(type), k = at::randn({240, 2, 24}).to(type), v = at::randn({240, 2, 16}).to(type);
+    auto all = std::get<0>(dense_mla(q, k, v, visible, 0.3));
+    for (auto [first, rows] : {std::pair{0, 1}, {149, 1}, {60, 100}, {199, 7}, {150, 90}}) {
+      auto part = std::get<0>(dense_mla(q.narrow(0, first, rows), k, v, visible.narrow(0, first, rows), 0.3));
+      EXPECT_TRUE(at::equal(part, all.narrow(0, first, rows))) << first << " " << rows;
+    }
+    int before = threads();
+    set_threads(before == 1 ? 2 : 1);
+    EXPECT_TRUE(at::equal(std::get<0>(dense_mla(q, k, v, visible, 0.3)), all));
+    set_threads(before);
+  }
+}
+
+// A causal selection of every third key, the row itself among them, -1 behind.
+at::Tensor every_third(int64_t rows, int64_t k) {
+  auto selected = at::full({rows, k}, -1, at::kInt);
+  for (int64_t t = 0; t < rows; ++t) {
+    int64_t at = 0;
+    for (int64_t s = t % 3; s <= t && at < k; s += 3) selected[t][at++] = int(s);
+  }
+  return selected;
+}
+
+TEST_P(AttentionOps, SparseEqualsTheReferenceAndNeverReadsWhatIsNotSelected) {
+  at::manual_seed(3);
+  for (auto [N, H, R, P, K] : {std::array{7, 1, 8, 2, 3}, {70, 5, 19, 6, 11}, {40, 4, 32, 16, 64}}) {
+    auto selected = every_third(N, K);
+    auto op = [&](const List& in) { return std::get<0>(sparse_mla(in[0], in[1], selected, R, 0.2)); };
+    auto expected = [&](const List& in) { return std::get<0>(reference::sparse_mla(in[0], in[1], selected, R, 0.2)); };
+    List inputs{leaf({N, H, R + P}), leaf({N, R + P})};
+    EXPECT_LT(worst_difference(op, expected, inputs), 5e-6);
+    auto target = std::get<2>(sparse_mla(inputs[0], inputs[1], selected, R, 0.2));
+    EXPECT_LT(relative(target, std::get<2>(reference::sparse_mla(inputs[0], inputs[1], selected, R, 0.2))), 3e-6);
+    EXPECT_LT(relative(target.sum(1), at::ones({N})), 1e-5);
+    List half{inputs[0].detach().to(at::kBFloat16).requires_grad_(), inputs[1].detach().to(at::kBFloat16).requires_grad_()};
+    EXPECT_LT(worst_difference(op, expected, half), 2e-2);
+  }
+  auto kv = at::randn({10, 12}), q = at::randn({2, 3, 12});
+  auto selected = at::tensor({1, 4, -1, -1, -1, -1}, at::kInt).view({2, 3});
+  auto clean = std::get<0>(sparse_mla(q, kv, selected, 8, 0.5));
+  kv[0].fill_(NAN), kv[5].fill_(NAN);
+  EXPECT_TRUE(at::equal(std::get<0>(sparse_mla(q, kv, selected, 8, 0.5)), clean));
+  EXPECT_EQ(clean[1].abs().max().item<float>(), 0);  // no key at all
+}
+
+TEST_P(AttentionOps, SparseOverAllKeysEqualsDense) {
+  at::manual_seed(4);
+  int64_t N = 50, H = 3, R = 16, P = 6, nope = 10, V = 9;
+  auto c = at::randn({N, R}), k_rope = at::randn({N, P}), q_nope = at::randn({N, H, nope}), q_rope = at::randn({N, H, P});
+  auto uk = at::randn({H, nope, R}), uv = at::randn({H, V, R});
+  auto visible = documents({50});
+  auto k = at::cat({at::einsum("sr,her->she", {c, uk}), k_rope.unsqueeze(1).expand({N, H, P})}, 2);
+  auto dense = std::get<0>(dense_mla(at::cat({q_nope, q_rope}, 2), k, at::einsum("sr,hvr->shv", {c, uv}), visible, 0.1));
+  auto q = at::cat({at::einsum("nhe,her->nhr", {q_nope, uk}), q_rope}, 2);
+  auto selected = at::arange(N, at::kInt).expand({N, N}).clone();
+  for (int64_t t = 0; t < N; ++t) selected[t].slice(0, t + 1).fill_(-1);
+  auto latent = std::get<0>(sparse_mla(q, at::cat({c, k_rope}, 1), selected, R, 0.1));
+  EXPECT_LT(relative(at::einsum("nhr,hvr->nhv", {latent, uv}), dense), 1e-5);
+}
+
+struct IndexerCase {
+  at::Tensor visible = documents({3, 100, 41});
+  at::Tensor q = leaf({144, 5, 18}), k = leaf({144, 18}), w = leaf({144, 5});
+};
+
+TEST_P(AttentionOps, IndexerScoresEqualTheReferenceAndNeverDependOnTheBatch) {
+  at::manual_seed(5);
+  IndexerCase c;
+  auto all = indexer_scores(c.q, c.k, c.w, c.visible);
+  auto expected = reference::indexer_scores(c.q, c.k, c.w, c.visible);
+  EXPECT_TRUE(at::equal(all == -INFINITY, expected == -INFINITY));
+  EXPECT_LT(relative(all.nan_to_num(0, 0, 0), expected.nan_to_num(0, 0, 0)), 3e-6);
+  auto selected = indexer_top_k(c.q, c.k, c.w, c.visible, 20);
+  for (int64_t t : {0, 2, 60, 143}) {
+    auto part = [&](const at::Tensor& x) { return x.narrow(0, t, 1); };
+    EXPECT_TRUE(at::equal(indexer_scores(part(c.q), c.k, part(c.w), part(c.visible)), part(all)));
+    EXPECT_TRUE(at::equal(indexer_top_k(part(c.q), c.k, part(c.w), part(c.visible), 20), part(selected)));
+  }
+}
+
+TEST_P(AttentionOps, SelectionIsThatOfAFullSort) {
+  at::manual_seed(6);
+  IndexerCase c;
+  auto scores = indexer_scores(c.q, c.k, c.w, c.visible), selected = indexer_top_k(c.q, c.k, c.w, c.visible, 20);
+  for (int64_t t = 0; t < 144; ++t) {
+    int begin = c.visible[t][0].item<int>(), end = c.visible[t][1].item<int>();
+    auto row = scores[t].narrow(0, begin, end - begin).unsqueeze(0);
+    auto best = reference::top_k(row, at::full({1}, end - begin, at::kInt), 20);
+    EXPECT_TRUE(at::equal(at::where(best >= 0, best + begin, best), selected.narrow(0, t, 1))) << t;
+  }
+}
+
+TEST(TopK, TiesGoToTheSmallerIndexAndZerosAreEqual) {
+  auto scores = at::tensor({0.0f, -0.0f, 1.0f, 0.0f, NAN, -1.0f}).unsqueeze(0);
+  auto pick = [&](int64_t k) { return top_k(scores, at::full({1}, 6, at::kInt), k); };
+  EXPECT_TRUE(at::equal(pick(2), at::tensor({0, 2}, at::kInt).unsqueeze(0)));
+  EXPECT_TRUE(at::equal(pick(3), at::tensor({0, 1, 2}, at::kInt).unsqueeze(0)));
+  EXPECT_TRUE(at::equal(pick(5), at::tensor({0, 1, 2, 3, 5}, at::kInt).unsqueeze(0)));
+  EXPECT_TRUE(at::equal(pick(8), at::tensor({0, 1, 2, 3, 4, 5, -1, -1}, at::kInt).unsqueeze(0)));
+}
+
+TEST_P(AttentionOps, DenseKlEqualsTheReference) {
+  at::manual_seed(7);
+  IndexerCase c;
+  auto aq = at::randn({144, 3, 12}), ak = at::randn({144, 3, 12});
+  auto lse = std::get<1>(dense_mla(aq, ak, ak, c.visible, 0.5));
+  auto op = [&](const List& in) { return indexer_kl_dense(in[0], in[1], in[2], aq, ak, lse, c.visible, 0.5); };
+  auto expected = [&](const List& in) {
+    return reference::indexer_kl_dense(in[0], in[1], in[2], aq, ak, lse, c.visible, 0.5);
+  };
+  EXPECT_LT(worst_difference(op, expected, {c.q, c.k, c.w}), 1e-5);
+}
+
+TEST_P(AttentionOps, SparseKlEqualsTheReferenceAndWithAllKeysTheDenseOne) {
+  at::manual_seed(8);
+  IndexerCase c;
+  auto selected = indexer_top_k(c.q, c.k, c.w, c.visible, 9);
+  auto target = at::rand({144, 9}) * (selected >= 0);
+  target = target / target.sum(1, true);
+  auto op = [&](const List& in) { return indexer_kl_sparse(in[0], in[1], in[2], selected, target); };
+  auto expected = [&](const List& in) { return reference::indexer_kl_sparse(in[0], in[1], in[2], selected, target); };
+  EXPECT_LT(worst_difference(op, expected, {c.q, c.k, c.w}), 1e-5);
+
+  auto aq = at::randn({144, 3, 12}), ak = at::randn({144, 3, 12});
+  auto lse = std::get<1>(dense_mla(aq, ak, ak, c.visible, 0.5));
+  auto all = indexer_top_k(c.q, c.k, c.w, c.visible, 100);
+  auto scores = at::einsum("nhe,she->nhs", {aq, ak}) * 0.5;
+  auto mask = at::isfinite(reference::indexer_scores(c.q, c.k, c.w, c.visible));
+  auto p = ((scores - lse.unsqueeze(-1)).exp() * mask.unsqueeze(1)).mean(1).gather(1, all.clamp_min(0).to(at::kLong)) * (all >= 0);
+  EXPECT_LT(relative(indexer_kl_sparse(c.q, c.k, c.w, all, p),
+                     indexer_kl_dense(c.q, c.k, c.w, aq, ak, lse, c.visible, 0.5)), 1e-5);
+}
+
+}  // namespace
+}  // namespace fulgur::ops

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+
+#include "fulgur/ops/linear/gemm.h"
+
+namespace fulgur {
+
+struct DenseMlaParams {
+  const void* q;           // [N, H, E]
+  const void* k;           // [S, H, E]
+  const void* v;           // [S, H, V]
+  const int32_t* visible;  // [N, 2]
+  void* out;               // [N, H, V]
+  float* lse;              // [N, H]
+  int64_t H, E, V;
+  float scale;
+  Storage type;            // of q, k, v, out
+  // Backward pass only; gradients are f32 and start as zeros.
+  const void* dout;        // [N, H, V]
+  float* dq;               // [N, H, E]
+  float* dk;               // [S, H, E]
+  float* dv;               // [S, H, V]
+};
+
+constexpr int64_t kDenseMlaRows = 64;  // query rows of one block, all with the same first key
+
+// One head, rows [first, last) with equal begin, last - first <= kDenseMlaRows.
+FULGUR_KERNEL(void, dense_mla_block, (const DenseMlaParams&, int64_t head, int64_t first, int64_t last))
+// Adds the block's share to dq, dk and dv.
+FULGUR_KERNEL(void, dense_mla_backward_block, (const DenseMlaParams&, int64_t head, int64_t first, int64_t last))
+
+}  // namespace fulgur

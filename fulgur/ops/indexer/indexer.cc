@@ -1,0 +1,135 @@
+#include "fulgur/ops/indexer/indexer.h"
+
+#include <cmath>
+
+#include "fulgur/ops/indexer/kernels.h"
+#include "fulgur/ops/indexer/select.h"
+#include "fulgur/ops/op.h"
+#include "fulgur/ops/visible.h"
+
+namespace fulgur::ops {
+namespace {
+
+using Scores = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&);
+using Select = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t);
+using TopK = Tensor(const Tensor&, const Tensor&, int64_t);
+
+void check(const Tensor& q, const Tensor& k, const Tensor& w) {
+  FULGUR_CHECK(q.dim() == 3 && k.dim() == 2 && q.size(2) == k.size(1),
+               "[indexer] expected q [N, J, D] and k [S, D], got ", q.sizes(), " and ", k.sizes());
+  FULGUR_CHECK(q.scalar_type() == k.scalar_type(), "[indexer] expected q and k of one type, got ", q.scalar_type(),
+               " and ", k.scalar_type());
+  FULGUR_CHECK(w.dim() == 2 && w.size(0) == q.size(0) && w.size(1) == q.size(1) && w.scalar_type() == at::kFloat,
+               "[indexer] expected float32 weights [", q.size(0), ", ", q.size(1), "], got ", w.sizes());
+}
+
+IndexerParams params_of(const Tensor& q, const Tensor& k, const Tensor& w, const int* visible) {
+  return {q.const_data_ptr(), k.const_data_ptr(), w.const_data_ptr<float>(), visible, q.size(1), q.size(2),
+          storage(q, "indexer")};
+}
+
+Tensor scores_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& visible_in) {
+  auto q = q_in.contiguous(), k = k_in.contiguous(), w = w_in.contiguous(), visible = visible_in.contiguous();
+  check(q, k, w);
+  check_visible(visible, q.size(0), k.size(0), "indexer");
+  int64_t S = k.size(0);
+  auto out = at::empty({q.size(0), S}, w.options()).fill_(-INFINITY);
+  const int* range = visible.const_data_ptr<int>();
+  float* scores = out.mutable_data_ptr<float>();
+  auto params = params_of(q, k, w, range);
+  auto kernel = FULGUR_CALL(indexer_score_block);
+  parallel_for(q.size(0), [&](int64_t row) {
+    int64_t begin = range[2 * row], count = range[2 * row + 1] - begin;
+    if (count > 0) kernel(params, row, row + 1, begin, count, scores + row * S + begin, S);
+  });
+  return out;
+}
+
+Tensor scores_meta(const Tensor& q, const Tensor& k, const Tensor& w, const Tensor&) {
+  return at::empty_symint({q.sym_size(0), k.sym_size(0)}, w.options());
+}
+
+Tensor select_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& visible_in, int64_t k) {
+  auto q = q_in.contiguous(), keys = k_in.contiguous(), w = w_in.contiguous(), visible = visible_in.contiguous();
+  check(q, keys, w);
+  check_visible(visible, q.size(0), keys.size(0), "indexer");
+  FULGUR_CHECK(k > 0, "[indexer] expected a positive top-k, got ", k);
+  auto selected = at::empty({q.size(0), k}, visible.options());
+  const int* range = visible.const_data_ptr<int>();
+  int* out = selected.mutable_data_ptr<int>();
+  auto params = params_of(q, keys, w, range);
+  auto kernel = FULGUR_CALL(indexer_score_block);
+  auto blocks = row_blocks(visible, kIndexerRows);
+  parallel_for(int64_t(blocks.size()), [&](int64_t i) {
+    auto [first, last] = blocks[i];
+    int64_t begin = range[2 * first], longest = 0;
+    for (int64_t row = first; row < last; ++row) longest = std::max<int64_t>(longest, range[2 * row + 1] - begin);
+    static thread_local std::vector<float> scores;
+    if (longest > k) {
+      scores.resize(std::max<size_t>(scores.size(), (last - first) * longest));
+      kernel(params, first, last, begin, longest, scores.data(), longest);
+    }
+    for (int64_t row = first; row < last; ++row)
+      select_top_k(scores.data() + (row - first) * longest, std::max<int64_t>(0, range[2 * row + 1] - begin), k,
+                   int32_t(begin), out + row * k);
+  });
+  return selected;
+}
+
+Tensor select_meta(const Tensor& q, const Tensor&, const Tensor&, const Tensor& visible, int64_t k) {
+  return at::empty_symint({q.sym_size(0), k}, visible.options());
+}
+
+Tensor top_k_cpu(const Tensor& scores_in, const Tensor& lengths_in, int64_t k) {
+  auto scores = scores_in.to(at::kFloat).contiguous(), lengths = lengths_in.to(at::kInt).contiguous();
+  FULGUR_CHECK(scores.dim() == 2 && lengths.dim() == 1 && lengths.size(0) == scores.size(0) && k > 0,
+               "[top_k] expected scores [N, S], lengths [N] and a positive k, got ", scores.sizes(), ", ",
+               lengths.sizes(), ", ", k);
+  int64_t S = scores.size(1);
+  auto selected = at::empty({scores.size(0), k}, lengths.options());
+  const int* length = lengths.const_data_ptr<int>();
+  for (int64_t row = 0; row < scores.size(0); ++row) {
+    FULGUR_CHECK(length[row] >= 0 && length[row] <= S, "[top_k] expected lengths up to ", S, ", got ", length[row]);
+    select_top_k(scores.const_data_ptr<float>() + row * S, length[row], k, 0, selected.mutable_data_ptr<int>() + row * k);
+  }
+  return selected;
+}
+
+Tensor top_k_meta(const Tensor& scores, const Tensor& lengths, int64_t k) {
+  return at::empty_symint({scores.sym_size(0), k}, lengths.options().dtype(at::kInt));
+}
+
+TORCH_LIBRARY_FRAGMENT(fulgur, m) {
+  m.def("indexer_scores(Tensor q, Tensor k, Tensor w, Tensor visible) -> Tensor");
+  m.def("indexer_top_k(Tensor q, Tensor keys, Tensor w, Tensor visible, int k) -> Tensor");
+  m.def("top_k(Tensor scores, Tensor lengths, int k) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(fulgur, CPU, m) {
+  m.impl("indexer_scores", scores_cpu);
+  m.impl("indexer_top_k", select_cpu);
+  m.impl("top_k", top_k_cpu);
+}
+TORCH_LIBRARY_IMPL(fulgur, Meta, m) {
+  m.impl("indexer_scores", scores_meta);
+  m.impl("indexer_top_k", select_meta);
+  m.impl("top_k", top_k_meta);
+}
+
+}  // namespace
+
+Tensor indexer_scores(const Tensor& q_NJD, const Tensor& k_SD, const Tensor& w_NJ, const Tensor& visible_N2) {
+  static const auto op = typed<Scores>("indexer_scores");
+  return op.call(q_NJD.detach(), k_SD.detach(), w_NJ.detach(), visible_N2);
+}
+
+Tensor indexer_top_k(const Tensor& q_NJD, const Tensor& k_SD, const Tensor& w_NJ, const Tensor& visible_N2, int64_t k) {
+  static const auto op = typed<Select>("indexer_top_k");
+  return op.call(q_NJD.detach(), k_SD.detach(), w_NJ.detach(), visible_N2, k);
+}
+
+Tensor top_k(const Tensor& scores_NS, const Tensor& lengths_N, int64_t k) {
+  static const auto op = typed<TopK>("top_k");
+  return op.call(scores_NS, lengths_N, k);
+}
+
+}  // namespace fulgur::ops

@@ -1,0 +1,137 @@
+#include "fulgur/ops/sparse_mla/kernels.h"
+
+#include "fulgur/ops/linear/gemm_kernel.h"
+#include "fulgur/ops/simd_rows.h"
+
+namespace fulgur::FULGUR_ISA {
+namespace {
+
+// The selected keys of one row, widened to f32 and packed together: [count, C].
+struct Gathered {
+  int64_t count;
+  const float* keys;
+  const int32_t* place;  // position in the selection of each gathered key
+};
+
+Gathered gather(const SparseMlaParams& p, int64_t row) {
+  static thread_local std::vector<float> keys;
+  static thread_local std::vector<int32_t> place;
+  keys.resize(std::max<size_t>(keys.size(), p.K * p.C + kLanes));
+  place.resize(std::max<size_t>(place.size(), p.K));
+  int64_t count = 0;
+  for (int64_t i = 0; i < p.K; ++i) {
+    int64_t key = p.selected[row * p.K + i];
+    if (key < 0) continue;
+    for (int64_t d = 0; d < p.C; d += kLanes)
+      write(keys.data(), Storage::f32, count * p.C + d, p.C - d, read(p.kv, p.type, key * p.C + d, p.C - d));
+    place[count++] = int32_t(i);
+  }
+  return {count, keys.data(), place.data()};
+}
+
+// scores[h][i] = scale * q_h . key_i, rows of `stride` with -inf behind the keys.
+void score(const SparseMlaParams& p, int64_t row, const Gathered& g, int64_t stride, float* scores) {
+  const char* q = static_cast<const char*>(p.q) + row * p.H * p.C * (p.type == Storage::f32 ? 4 : 2);
+  gemm_serial({.a = q, .b = g.keys, .c = scores, .M = p.H, .N = g.count, .K = p.C, .a_row = p.C, .a_col = 1, .b_row = 1,
+               .b_col = p.C, .c_row = stride, .a_type = p.type});
+  for (int64_t h = 0; h < p.H; ++h) {
+    float* at = scores + h * stride;
+    for (int64_t i = 0; i < g.count; ++i) at[i] *= p.scale;
+    std::fill(at + g.count, at + stride, -INFINITY);
+  }
+}
+
+int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+}  // namespace
+
+void sparse_mla_row(const SparseMlaParams& p, int64_t row) {
+  static thread_local std::vector<float> buffer;
+  Gathered g = gather(p, row);
+  int64_t stride = padded(g.count);
+  buffer.resize(std::max<size_t>(buffer.size(), p.H * stride + p.H * p.R + 1));
+  float* scores = buffer.data();
+  float* out = scores + p.H * stride;
+  float* target = p.target + row * p.K;
+  std::fill(target, target + p.K, 0.0f);
+  if (g.count == 0) {
+    std::fill(p.lse + row * p.H, p.lse + (row + 1) * p.H, INFINITY);
+    std::fill(out, out + p.H * p.R, 0.0f);
+  } else {
+    score(p, row, g, stride, scores);
+    for (int64_t h = 0; h < p.H; ++h) {
+      float* at = scores + h * stride;
+      Vec largest = splat(-INFINITY), total{};
+      for (int64_t i = 0; i < stride; i += kLanes) largest = max(load(at + i), largest);
+      float top = max_lane(largest);
+      for (int64_t i = 0; i < stride; i += kLanes) {
+        Vec e = exp(load(at + i) - top);
+        store(at + i, e);
+        total += e;
+      }
+      float sum_h = sum(total), inverse = 1 / sum_h;
+      p.lse[row * p.H + h] = top + std::log(sum_h);
+      for (int64_t i = 0; i < stride; i += kLanes) store(at + i, load(at + i) * inverse);
+      for (int64_t i = 0; i < g.count; ++i) target[g.place[i]] += at[i];
+    }
+    for (int64_t i = 0; i < p.K; ++i) target[i] /= float(p.H);
+    gemm_serial({.a = scores, .b = g.keys, .c = out, .M = p.H, .N = p.R, .K = g.count, .a_row = stride, .a_col = 1,
+                 .b_row = p.C, .b_col = 1, .c_row = p.R});
+  }
+  for (int64_t i = 0; i < p.H * p.R; i += kLanes)
+    write(p.out, p.type, row * p.H * p.R + i, p.H * p.R - i, read(out, Storage::f32, i, p.H * p.R - i));
+}
+
+// With P = exp(S - lse), dP = dO V^T, dS = P * (dP - rowsum(O * dO)) * scale: dq = dS K, dK = dS^T q, dV = P^T dO.
+void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, int64_t slot) {
+  static thread_local std::vector<float> buffer;
+  Gathered g = gather(p, row);
+  int64_t stride = padded(g.count), element = p.type == Storage::f32 ? 4 : 2;
+  float* dq = p.dq + row * p.H * p.C;
+  std::fill(dq, dq + p.H * p.C, 0.0f);
+  if (g.count == 0) return;
+  buffer.resize(std::max<size_t>(buffer.size(), 2 * p.H * stride));
+  float* probability = buffer.data();
+  float* gradient = probability + p.H * stride;
+  const char* q = static_cast<const char*>(p.q) + row * p.H * p.C * element;
+  const char* dout = static_cast<const char*>(p.dout) + row * p.H * p.R * element;
+  score(p, row, g, stride, probability);
+  gemm_serial({.a = dout, .b = g.keys, .c = gradient, .M = p.H, .N = g.count, .K = p.R, .a_row = p.R, .a_col = 1,
+               .b_row = 1, .b_col = p.C, .c_row = stride, .a_type = p.type});
+  for (int64_t h = 0; h < p.H; ++h) {
+    int64_t at = (row * p.H + h) * p.R;
+    Vec dot{};
+    for (int64_t d = 0; d < p.R; d += kLanes)
+      dot = fma(read(p.out, p.type, at + d, p.R - d), read(p.dout, p.type, at + d, p.R - d), dot);
+    float delta = sum(dot), lse = p.lse[row * p.H + h];
+    for (int64_t i = 0; i < stride; i += kLanes) {
+      float* prob = probability + h * stride + i;
+      float* grad = gradient + h * stride + i;
+      Vec e = exp(load(prob) - lse);
+      store(prob, e);
+      store(grad, e * (load(grad) - delta) * p.scale);
+    }
+  }
+  gemm_serial({.a = gradient, .b = g.keys, .c = dq, .M = p.H, .N = p.C, .K = g.count, .a_row = stride, .a_col = 1,
+               .b_row = p.C, .b_col = 1, .c_row = p.C});
+  float* dkeys = p.contribution + slot * p.K * p.C;
+  gemm_serial({.a = gradient, .b = q, .c = dkeys, .M = g.count, .N = p.C, .K = p.H, .a_row = 1, .a_col = stride,
+               .b_row = p.C, .b_col = 1, .c_row = p.C, .b_type = p.type});
+  gemm_serial({.a = probability, .b = dout, .c = dkeys, .M = g.count, .N = p.R, .K = p.H, .a_row = 1, .a_col = stride,
+               .b_row = p.R, .b_col = 1, .c_row = p.C, .b_type = p.type, .accumulate = true});
+}
+
+void sparse_mla_scatter(const SparseMlaParams& p, int64_t row0, int64_t rows, int64_t first, int64_t last) {
+  for (int64_t slot = 0; slot < rows; ++slot) {
+    const float* from = p.contribution + slot * p.K * p.C;
+    for (int64_t i = 0; i < p.K; ++i) {
+      int64_t key = p.selected[(row0 + slot) * p.K + i];
+      if (key < 0) continue;
+      float* to = p.dkv + key * p.C;
+      for (int64_t d = first; d < last; ++d) to[d] += from[d];
+      from += p.C;
+    }
+  }
+}
+
+}  // namespace fulgur::FULGUR_ISA

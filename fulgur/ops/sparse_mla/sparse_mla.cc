@@ -1,0 +1,142 @@
+#include "fulgur/ops/sparse_mla/sparse_mla.h"
+
+#include "fulgur/ops/op.h"
+#include "fulgur/ops/sparse_mla/kernels.h"
+
+namespace fulgur::ops {
+namespace {
+
+using Forward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, int64_t, double);
+using Backward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                            const Tensor&, int64_t, double);
+
+void check(const Tensor& q, const Tensor& kv, const Tensor& selected, int64_t value_dim) {
+  FULGUR_CHECK(q.dim() == 3 && kv.dim() == 2 && q.size(2) == kv.size(1),
+               "[sparse_mla] expected q [N, H, C] and kv [S, C], got ", q.sizes(), " and ", kv.sizes());
+  FULGUR_CHECK(q.scalar_type() == kv.scalar_type(), "[sparse_mla] expected q and kv of one type, got ",
+               q.scalar_type(), " and ", kv.scalar_type());
+  FULGUR_CHECK(value_dim > 0 && value_dim <= kv.size(1), "[sparse_mla] expected a value size of at most ", kv.size(1),
+               ", got ", value_dim);
+  FULGUR_CHECK(selected.dim() == 2 && selected.size(0) == q.size(0) && selected.scalar_type() == at::kInt,
+               "[sparse_mla] expected an int32 selection [", q.size(0), ", K], got ", selected.sizes());
+  const int* at = selected.const_data_ptr<int>();
+  for (int64_t i = 0; i < selected.numel(); ++i)
+    FULGUR_CHECK(at[i] >= -1 && at[i] < kv.size(0), "[sparse_mla] expected keys below ", kv.size(0), ", got ", at[i]);
+}
+
+SparseMlaParams params_of(const Tensor& q, const Tensor& kv, const Tensor& selected, const Tensor& out,
+                          const Tensor& lse, int64_t value_dim, double scale) {
+  return {.q = q.const_data_ptr(), .kv = kv.const_data_ptr(), .selected = selected.const_data_ptr<int>(),
+          .out = const_cast<void*>(out.const_data_ptr()), .lse = const_cast<float*>(lse.const_data_ptr<float>()),
+          .target = nullptr, .H = q.size(1), .C = kv.size(1), .R = value_dim, .K = selected.size(1),
+          .scale = float(scale), .type = storage(q, "sparse_mla"), .dout = nullptr, .dq = nullptr,
+          .contribution = nullptr, .dkv = nullptr};
+}
+
+std::tuple<Tensor, Tensor, Tensor> sparse_mla_cpu(const Tensor& q_in, const Tensor& kv_in, const Tensor& selected_in,
+                                                  int64_t value_dim, double scale) {
+  auto q = q_in.contiguous(), kv = kv_in.contiguous(), selected = selected_in.contiguous();
+  check(q, kv, selected, value_dim);
+  int64_t N = q.size(0), H = q.size(1);
+  auto f32 = q.options().dtype(at::kFloat);
+  auto out = at::empty({N, H, value_dim}, q.options());
+  auto lse = at::empty({N, H}, f32), target = at::empty({N, selected.size(1)}, f32);
+  auto params = params_of(q, kv, selected, out, lse, value_dim, scale);
+  params.target = target.mutable_data_ptr<float>();
+  auto kernel = FULGUR_CALL(sparse_mla_row);
+  parallel_for(N, [&](int64_t row) { kernel(params, row); });
+  return {out, lse, target};
+}
+
+std::tuple<Tensor, Tensor, Tensor> sparse_mla_meta(const Tensor& q, const Tensor&, const Tensor& selected,
+                                                   int64_t value_dim, double) {
+  auto f32 = q.options().dtype(at::kFloat);
+  return {at::empty_symint({q.sym_size(0), q.sym_size(1), value_dim}, q.options()),
+          at::empty_symint({q.sym_size(0), q.sym_size(1)}, f32), at::empty_symint(selected.sym_sizes(), f32)};
+}
+
+// A chunk's contributions are made in parallel over rows, then added in parallel over columns, so every number of dkv
+// is one sum in ascending query order.
+std::tuple<Tensor, Tensor> sparse_mla_backward_cpu(const Tensor& dout_in, const Tensor& q_in, const Tensor& kv_in,
+                                                   const Tensor& selected_in, const Tensor& out_in,
+                                                   const Tensor& lse_in, int64_t value_dim, double scale) {
+  auto q = q_in.contiguous(), kv = kv_in.contiguous(), selected = selected_in.contiguous();
+  auto dout = dout_in.to(q.scalar_type()).contiguous(), out = out_in.contiguous(), lse = lse_in.contiguous();
+  int64_t N = q.size(0), C = kv.size(1), K = selected.size(1);
+  auto f32 = q.options().dtype(at::kFloat);
+  auto dq = at::empty(q.sizes(), f32), dkv = at::zeros(kv.sizes(), f32);
+  int64_t chunk = std::clamp<int64_t>((int64_t(1) << 21) / std::max<int64_t>(1, K * C), 4, 256);
+  auto contribution = at::empty({chunk, K, C}, f32);
+  auto params = params_of(q, kv, selected, out, lse, value_dim, scale);
+  params.dout = dout.const_data_ptr();
+  params.dq = dq.mutable_data_ptr<float>();
+  params.contribution = contribution.mutable_data_ptr<float>();
+  params.dkv = dkv.mutable_data_ptr<float>();
+  auto row_kernel = FULGUR_CALL(sparse_mla_backward_row);
+  auto scatter = FULGUR_CALL(sparse_mla_scatter);
+  constexpr int64_t kColumns = 32;
+  for (int64_t row = 0; row < N; row += chunk) {
+    int64_t rows = std::min(chunk, N - row);
+    parallel_for(rows, [&](int64_t i) { row_kernel(params, row + i, i); });
+    parallel_for((C + kColumns - 1) / kColumns,
+                 [&](int64_t i) { scatter(params, row, rows, i * kColumns, std::min(C, (i + 1) * kColumns)); });
+  }
+  return {dq.to(q.scalar_type()), dkv.to(kv.scalar_type())};
+}
+
+std::tuple<Tensor, Tensor> sparse_mla_backward_meta(const Tensor&, const Tensor& q, const Tensor& kv, const Tensor&,
+                                                    const Tensor&, const Tensor&, int64_t, double) {
+  return {at::empty_symint(q.sym_sizes(), q.options()), at::empty_symint(kv.sym_sizes(), kv.options())};
+}
+
+struct SparseMlaFunction : torch::autograd::Function<SparseMlaFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& kv, const Tensor& selected,
+                               int64_t value_dim, double scale) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [out, lse, target] = ops::sparse_mla(q, kv, selected, value_dim, scale);
+    ctx->save_for_backward({q, kv, selected, out, lse});
+    ctx->saved_data["value_dim"] = value_dim;
+    ctx->saved_data["scale"] = scale;
+    ctx->mark_non_differentiable({lse, target});
+    return {out, lse, target};
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    static const auto op = typed<Backward>("sparse_mla_backward");
+    auto s = ctx->get_saved_variables();
+    auto [dq, dkv] = op.call(grads[0], s[0], s[1], s[2], s[3], s[4], ctx->saved_data["value_dim"].toInt(),
+                             ctx->saved_data["scale"].toDouble());
+    return {dq, dkv, Tensor(), Tensor(), Tensor()};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> sparse_mla_autograd(const Tensor& q, const Tensor& kv, const Tensor& selected,
+                                                       int64_t value_dim, double scale) {
+  auto out = SparseMlaFunction::apply(q, kv, selected, value_dim, scale);
+  return {out[0], out[1], out[2]};
+}
+
+TORCH_LIBRARY_FRAGMENT(fulgur, m) {
+  m.def("sparse_mla(Tensor q, Tensor kv, Tensor selected, int value_dim, float scale) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "sparse_mla_backward(Tensor dout, Tensor q, Tensor kv, Tensor selected, Tensor out, Tensor lse, int value_dim,"
+      " float scale) -> (Tensor, Tensor)");
+}
+TORCH_LIBRARY_IMPL(fulgur, CPU, m) {
+  m.impl("sparse_mla", sparse_mla_cpu);
+  m.impl("sparse_mla_backward", sparse_mla_backward_cpu);
+}
+TORCH_LIBRARY_IMPL(fulgur, Meta, m) {
+  m.impl("sparse_mla", sparse_mla_meta);
+  m.impl("sparse_mla_backward", sparse_mla_backward_meta);
+}
+TORCH_LIBRARY_IMPL(fulgur, Autograd, m) { m.impl("sparse_mla", sparse_mla_autograd); }
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> sparse_mla(const Tensor& q_NHC, const Tensor& kv_SC, const Tensor& selected_NK,
+                                              int64_t value_dim, double scale) {
+  static const auto op = typed<Forward>("sparse_mla");
+  return op.call(q_NHC, kv_SC, selected_NK, value_dim, scale);
+}
+
+}  // namespace fulgur::ops
