@@ -1,0 +1,40 @@
+// Trains byte-level BPE: the merges Hugging Face's BpeTrainer finds, and the file it writes.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "fulgur/base/json.h"
+
+namespace fulgur {
+
+// How often each piece of the text occurs. Pieces come from a Splitter.
+using WordCounts = std::unordered_map<std::string, int64_t>;
+
+struct BpeOptions {
+  int64_t vocab_size = 4096;      // special tokens and the 256 bytes included
+  int64_t min_frequency = 2;      // a pair seen less often is never merged
+  std::vector<std::string> special_tokens;  // take the first ids
+};
+
+struct BpeModel {
+  std::vector<std::string> vocab;  // by id, in the byte-level alphabet
+  std::vector<std::pair<std::string, std::string>> merges;
+};
+
+// Merges the most frequent pair, of equals the one with the smaller ids, until the vocabulary is full.
+// Ids: special tokens, then bytes by code point of their character, then merges. Throws InputError when the
+// vocabulary has no room for bytes and special tokens.
+BpeModel train_bpe(const WordCounts& words, const BpeOptions& options);
+
+// The pattern set DeepSeek's own tokenizer uses: digits by three, CJK runs, then words and punctuation.
+const std::vector<std::string>& deepseek_patterns();
+
+// A tokenizer.json with these Split patterns, readable by Hugging Face tokenizers and by Tokenizer.
+Json tokenizer_json(const BpeModel& model, const BpeOptions& options, const std::vector<std::string>& patterns);
+
+}  // namespace fulgur
