@@ -1,0 +1,46 @@
+// Which tokens a training step sees: sequences of `context` tokens, filled with pieces of documents. Attention and
+// positions restart at each piece. A function of (shards, context, seed, sequence number) alone.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "fulgur/model/transformer.h"
+#include "fulgur/train/data/shards.h"
+
+namespace fulgur {
+
+// One forward pass worth of sequences, flattened.
+struct TrainBatch {
+  Batch batch;
+  at::Tensor next_N, next2_N;  // int32 targets one and two tokens ahead in the document, -1 where there is none
+  at::Tensor starts;           // int32 [sequences + 1], for the balance loss
+};
+
+class Batches {
+ public:
+  Batches(const TokenShards& shards, int64_t context, uint64_t seed);
+
+  // Sequences [first, first + count) of the endless stream: epochs follow each other, each in an order of its own.
+  // Pieces of a whole context stand alone in a sequence; shorter ones are packed, the last cut where it does not fit.
+  TrainBatch get(int64_t first, int64_t count);
+
+  int64_t sequences_per_epoch() const { return int64_t(order_.size()); }
+
+ private:
+  struct Piece {
+    int64_t document, first, count;
+  };
+  using Sequence = std::vector<Piece>;
+  void shuffle(int64_t epoch);
+
+  const TokenShards& shards_;
+  int64_t context_;
+  uint64_t seed_;
+  int64_t epoch_ = -1;
+  std::vector<Sequence> order_;
+};
+
+}  // namespace fulgur
