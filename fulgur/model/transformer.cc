@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/matmul.h>
 
 #include <cmath>
 
@@ -16,6 +17,7 @@
 #include "fulgur/ops/quantize/quantize.h"
 #include "fulgur/ops/router/router.h"
 #include "fulgur/ops/sparse_mla/sparse_mla.h"
+#include "fulgur/ops/visible.h"
 
 namespace fulgur {
 namespace {
@@ -136,6 +138,18 @@ IndexerInputs indexer_inputs(const ModelConfig& config, const IndexerWeights& w,
 
 }  // namespace
 
+namespace {
+
+// Attention averaged over heads, [N, S]; for probes and plots.
+at::Tensor mean_attention(const at::Tensor& q_NHE, const at::Tensor& k_SHE, const at::Tensor& lse_NH,
+                          const at::Tensor& visible_N2, double scale) {
+  auto scores_HNS = at::matmul(q_NHE.to(at::kFloat).transpose(0, 1), k_SHE.to(at::kFloat).permute({1, 2, 0})) * scale;
+  auto p_HNS = (scores_HNS - lse_NH.transpose(0, 1).unsqueeze(2)).exp();
+  return (p_HNS.mean(0) * ops::visible_mask(visible_N2, k_SHE.size(0))).contiguous();
+}
+
+}  // namespace
+
 // Absorbed (MQA) form over the selected keys: q = [UK^T q_nope | q_rope], keys [c | k_rope], values c.   Spec B.
 at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Tensor& x_ND,
                                          const at::Tensor& latent_NL, int64_t index, Pass& pass) const {
@@ -199,9 +213,11 @@ at::Tensor Transformer::dense_attention(const AttentionWeights& w, const at::Ten
     if (wants_kl)
       losses->back().kl_N = ops::indexer_kl_dense(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, q_NHE.detach(),
                                                   k_SHE.detach(), lse_NH, batch.visible_N2, softmax_scale_);
-    if (wants_trace && options.trace_scores)
+    if (wants_trace && options.trace_scores) {
       pass.trace()->indexer_scores_NS =
           ops::indexer_scores(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, batch.visible_N2);
+      pass.trace()->attention_NS = mean_attention(q_NHE, k_SHE, lse_NH, batch.visible_N2, softmax_scale_);
+    }
   }
   return ops::linear(out_NHV.flatten(1), w.o_proj);
 }

@@ -22,7 +22,7 @@ struct Batch {
   at::Tensor tokens_N;     // int32
   at::Tensor positions_N;  // int32, from 0 in each document
   at::Tensor visible_N2;   // int32, keys [begin, end) a row may see
-  at::Tensor slots_N;      // int64 rows of the cache that take the new keys; undefined without a cache
+  at::Tensor slots_N = {}; // int64 rows of the cache that take the new keys; undefined without a cache
 };
 
 // Whole documents packed one after another; lengths add up to the tokens.
@@ -54,6 +54,7 @@ struct Replay {
 struct LayerTrace {
   at::Tensor hidden_ND, attn_out_ND;              // residual stream behind the layer; attention's output
   at::Tensor indexer_scores_NS;                   // -inf outside the visible keys
+  at::Tensor attention_NS;                        // dense attention averaged over heads
   at::Tensor selected_NK;                         // absolute rows, ascending, -1 padding
   at::Tensor experts_Nk, expert_weights_Nk;
 };
@@ -65,10 +66,10 @@ struct ForwardOptions {
   bool indexer_kl = false;            // KL(p || softmax(I)) of every layer's indexer
   bool hadamard = false;              // rotate indexer queries and keys (spec C, step 5)
   bool simulate_fp8 = false;          // quantise and dequantise indexer vectors and the latent (spec B.4, C.6)
-  at::Tensor balance_starts;          // sequence starts for the balance loss; undefined: none
+  at::Tensor balance_starts = {};     // sequence starts for the balance loss; undefined: none
   const Replay* replay = nullptr;
   Trace* trace = nullptr;
-  bool trace_scores = false;          // the trace holds [N, S] scores
+  bool trace_scores = false;          // the trace holds [N, S] scores (and attention, when dense)
 };
 
 struct LayerLosses {
