@@ -1,0 +1,49 @@
+#include "fulgur/eval/perplexity.h"
+
+#include <ATen/TensorOperators.h>
+#include <c10/core/GradMode.h>
+
+#include <chrono>
+#include <cmath>
+
+#include "fulgur/base/error.h"
+#include "fulgur/model/probe.h"
+#include "fulgur/ops/log_prob/log_prob.h"
+#include "fulgur/train/batches.h"
+
+namespace fulgur {
+
+const char* form_name(EvalForm form) {
+  return form == EvalForm::dense ? "dense" : form == EvalForm::sparse ? "sparse" : "window";
+}
+
+Perplexity perplexity(const Transformer& model, const TokenShards& shards, const Tokenizer& tokenizer, EvalForm form,
+                      int64_t context, int64_t tokens, at::ScalarType type) {
+  c10::AutoGradMode no_grad(false);
+  Batches batches(shards, context, /*seed=*/0);
+  int64_t micro = std::max<int64_t>(1, 4096 / context), text_bytes = 0;
+  int64_t sequences = std::clamp<int64_t>(tokens / context, 1, batches.sequences_per_epoch());
+  Perplexity out{form, context, 0, 0, 0, 0};
+  double nll = 0;
+  auto start = std::chrono::steady_clock::now();
+  for (int64_t first = 0; first < sequences; first += micro) {
+    auto b = batches.get(first, std::min(micro, sequences - first));
+    Replay window;
+    ForwardOptions options{.attention = form == EvalForm::dense ? Attention::dense : Attention::sparse, .type = type};
+    if (form == EvalForm::window) {
+      window.selected_NK.assign(model.config().num_hidden_layers, window_selection(b.batch, model.config().index_topk, 4));
+      options.replay = &window;
+    }
+    auto hidden = model.forward(b.batch, options);
+    nll -= ops::log_prob(hidden, model.weights().lm_head, b.next_N).sum(at::kDouble).item<double>();
+    const int* target = b.next_N.const_data_ptr<int>();
+    for (int64_t i = 0; i < b.next_N.size(0); ++i)
+      if (target[i] >= 0) ++out.tokens, text_bytes += tokenizer.byte_length(target[i]);
+  }
+  out.nll = nll / double(std::max<int64_t>(1, out.tokens));
+  out.bits_per_byte = nll / std::log(2.0) / double(std::max<int64_t>(1, text_bytes));
+  out.tokens_per_second = double(out.tokens) / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return out;
+}
+
+}  // namespace fulgur
