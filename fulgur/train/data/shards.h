@@ -43,7 +43,7 @@ class TokenShards {
 };
 
 struct PackOptions {
-  std::vector<std::filesystem::path> inputs;
+  std::vector<std::filesystem::path> inputs = {};
   std::filesystem::path tokenizer;   // tokenizer.json
   std::filesystem::path out;         // folder
   int64_t holdout_every = 0;         // every n-th document is for validation; 0: one of 50, drawn by the seed

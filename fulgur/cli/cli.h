@@ -1,0 +1,43 @@
+// The commands of the program `fulgur`, one function each. They parse flags, call the rooms below, print.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <atomic>
+#include <filesystem>
+#include <string>
+
+#include "fulgur/base/json.h"
+
+namespace fulgur::cli {
+
+// Set by Ctrl-C and SIGTERM; long commands look at it, save and return kStopped. A second signal ends at once.
+extern std::atomic<bool> g_stop;
+constexpr int kStopped = 130;
+
+// What every command may read.
+struct Common {
+  bool json = false;
+  int exit_code = 0;
+};
+
+void add_speedrun(CLI::App& app, Common& common);
+void add_tokenizer(CLI::App& app, Common& common);
+void add_data(CLI::App& app, Common& common);
+void add_train(CLI::App& app, Common& common);
+void add_forward(CLI::App& app, Common& common);
+void add_generate(CLI::App& app, Common& common);
+void add_inspect(CLI::App& app, Common& common);
+void add_eval(CLI::App& app, Common& common);
+void add_report(CLI::App& app, Common& common);
+void add_bench(CLI::App& app, Common& common);
+
+// "3M", "1.5k", "4096" -> a number; throws UsageError naming `flag`.
+double parse_count(const std::string& text, const std::string& flag);
+
+// A file or folder that came with the program: recipes/..., web/...
+std::filesystem::path resource(const std::string& relative);
+
+// Host, versions, instruction set: what a run records about where it ran.
+Json machine_json();
+
+}  // namespace fulgur::cli

@@ -1,0 +1,106 @@
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <iostream>
+
+#include "fulgur/base/error.h"
+#include "fulgur/base/file.h"
+#include "fulgur/base/threads.h"
+#include "fulgur/cli/cli.h"
+#include "fulgur/ops/isa.h"
+
+namespace fulgur::cli {
+
+std::atomic<bool> g_stop{false};
+
+double parse_count(const std::string& text, const std::string& flag) {
+  char* end = nullptr;
+  double value = std::strtod(text.c_str(), &end);
+  std::string unit = end;
+  double scale = unit.empty() ? 1 : unit == "k" ? 1e3 : unit == "M" ? 1e6 : unit == "G" || unit == "B" ? 1e9 : 0;
+  if (end == text.c_str() || scale == 0)
+    throw UsageError(cat("[usage] ", flag, ": expected a number such as 4096, 200k or 3M, got ", text));
+  return value * scale;
+}
+
+std::filesystem::path resource(const std::string& relative) {
+  auto installed = std::filesystem::read_symlink("/proc/self/exe").parent_path().parent_path() / "share/fulgur" / relative;
+  if (std::filesystem::exists(installed)) return installed;
+  return std::filesystem::path(FULGUR_SOURCE_DIR) / relative;
+}
+
+Json machine_json() {
+  char host[256] = "";
+  gethostname(host, sizeof host - 1);
+  std::string cpu = "unknown";
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.rfind("model name", 0) == 0) {
+      cpu = line.substr(line.find(':') + 2);
+      break;
+    }
+  return {{"host", host}, {"cpu", cpu}, {"threads", threads()}, {"isa", isa_name(isa())},
+          {"fulgur", FULGUR_VERSION}, {"torch", FULGUR_TORCH_VERSION}, {"compiler", __VERSION__}};
+}
+
+namespace {
+
+void on_signal(int) {
+  if (g_stop.exchange(true)) _exit(kStopped);
+  static const char text[] = "\nfulgur: stopping behind this step (once more: at once)\n";
+  [[maybe_unused]] auto written = write(2, text, sizeof text - 1);
+}
+
+int report_error(const std::string& what, int code) {
+  std::fprintf(stderr, "%s\n", what.c_str());
+  return code;
+}
+
+}  // namespace
+
+int run(int argc, char** argv) {
+  CLI::App app("DeepSeek-V3.2 as software: trains, evaluates and runs models with DeepSeek Sparse Attention.", "fulgur");
+  Common common;
+  int thread_count = 0;
+  std::string isa_name;
+  app.set_version_flag("--version", std::string("fulgur " FULGUR_VERSION));
+  app.add_flag("--json", common.json, "Print results as one JSON object");
+  app.add_option("--threads", thread_count, "Threads (default: the cores this process may use)")->check(CLI::Range(1, 1024));
+  app.add_option("--isa", isa_name, "Instruction set: portable, avx2, avx512 (default: the best this CPU has)");
+  app.require_subcommand(1);
+  app.fallthrough();
+  app.footer("Example:\n  fulgur speedrun --out runs/first\nEvery command has --help with an example.");
+  app.parse_complete_callback([&] {
+    if (thread_count > 0) set_threads(thread_count);
+    if (!isa_name.empty()) set_isa(isa_name);
+  });
+  for (auto add : {add_speedrun, add_tokenizer, add_data, add_train, add_forward, add_generate, add_inspect, add_eval,
+                   add_report, add_bench})
+    add(app, common);
+
+  struct sigaction action = {};
+  action.sa_handler = on_signal;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  try {
+    app.parse(argc, argv);
+    return common.exit_code;
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);
+    return report_error(cat("[usage] ", error.what(), "\n  hint: fulgur --help, or fulgur COMMAND --help"), 2);
+  } catch (const UsageError& error) {
+    return report_error(error.what(), 2);
+  } catch (const InputError& error) {
+    return report_error(error.what(), 1);
+  } catch (const std::bad_alloc&) {
+    return report_error("[memory] expected enough memory, got none left\n  hint: a smaller batch, context or model", 1);
+  } catch (const std::exception& error) {
+    return report_error(cat("[internal] ", error.what()), 1);
+  }
+}
+
+}  // namespace fulgur::cli
+
+int main(int argc, char** argv) { return fulgur::cli::run(argc, argv); }

@@ -1,0 +1,35 @@
+// Recipes: one TOML page that says how a model is made. Unknown keys are errors, with file and line.
+//   scale, seed, text, vocab_size, holdout_every;  [model] keys of config.json;  [pretrain] [warmup] [sparse] keys of StageConfig
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <string>
+
+#include "fulgur/model/config.h"
+#include "fulgur/train/stage.h"
+
+namespace fulgur::cli {
+
+struct Recipe {
+  double scale = 1;
+  uint64_t seed = 1;
+  std::string text = "mix";    // "mix", "kjv" (fetched from Debian packages), or a path
+  int64_t vocab_size = 4096;
+  int64_t holdout_every = 0;   // as in PackOptions
+  Json model = Json::object(); // overrides of config.json keys
+  StageConfig pretrain{.kind = StageKind::pretrain}, warmup{.kind = StageKind::warmup}, sparse{.kind = StageKind::sparse};
+
+  StageConfig& stage(const std::string& name);
+};
+
+Recipe read_recipe(const std::filesystem::path& path);
+Json recipe_json(const Recipe& recipe);
+
+// The one dial: width and experts grow with `scale`, depth by two layers a unit. Then the recipe's own keys.
+ModelConfig model_config(const Recipe& recipe);
+
+// The stage as it runs: tokens times scale squared, and a seed of its own that follows from the recipe's.
+StageConfig effective_stage(const Recipe& recipe, const std::string& name);
+
+}  // namespace fulgur::cli

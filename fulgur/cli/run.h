@@ -1,0 +1,35 @@
+// Run directories: run.json (recipe, model, machine, seconds of each step), beside metrics.jsonl, checkpoints/, data/,
+// samples/, eval.json, report.html. Everything here resumes: what is done is not done again.
+#pragma once
+
+#include "fulgur/cli/cli.h"
+#include "fulgur/cli/recipe.h"
+#include "fulgur/train/trainer.h"
+
+namespace fulgur::cli {
+
+struct Run {
+  // Opens or makes the directory. Throws InputError when run.json was written by another recipe.
+  Run(std::filesystem::path folder, const Recipe& recipe);
+
+  void text();        // fetched or the user's own -> text path
+  void tokenizer();   // -> data/tokenizer.json
+  void pack();        // -> data/*.bin
+  // Starts from the newest checkpoint of the stage before, or from fresh weights. False when stopped by a signal.
+  bool train(const std::string& stage, const std::filesystem::path& start = {});
+  void evaluate();    // -> eval.json, samples/
+  void report();      // -> report.html
+
+  std::filesystem::path folder, data;
+  Recipe recipe;
+
+ private:
+  // Runs `work` once in the life of the directory and records its seconds under `name`.
+  void once(const std::string& name, const std::string& label, const std::function<void()>& work);
+  std::filesystem::path initial_model();
+  std::filesystem::path text_path() const;
+  void save();
+  Json record_;
+};
+
+}  // namespace fulgur::cli

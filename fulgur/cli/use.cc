@@ -1,0 +1,142 @@
+// What was trained, used: generate, inspect, eval perplexity, report.
+#include <cstdio>
+
+#include "fulgur/base/error.h"
+#include "fulgur/base/progress.h"
+#include "fulgur/cli/cli.h"
+#include "fulgur/eval/evaluate.h"
+#include "fulgur/eval/generate.h"
+#include "fulgur/eval/report.h"
+#include "fulgur/model/cost.h"
+#include "fulgur/model/names.h"
+#include "fulgur/train/checkpoint.h"
+
+namespace fulgur::cli {
+namespace {
+
+struct Options {
+  std::string model, prompt, attention = "sparse", dtype = "f32", data, run;
+  std::vector<std::string> forms{"dense", "sparse", "window"};
+  std::vector<int64_t> contexts;
+  GenerateOptions generate;
+  int64_t tokens = 100000;
+};
+
+Attention attention_of(const std::string& name) { return name == "dense" ? Attention::dense : Attention::sparse; }
+at::ScalarType type_of(const std::string& name) { return name == "bf16" ? at::kBFloat16 : at::kFloat; }
+
+void generate_command(Options o, Common& common) {
+  auto folder = find_model(o.model);
+  auto model = load_model(folder);
+  Tokenizer tokenizer(folder / "tokenizer.json");
+  auto prompt = tokenizer.encode(o.prompt, /*parse_special=*/true);
+  prompt.insert(prompt.begin(), int32_t(model.config().bos_token_id));
+  o.generate.attention = attention_of(o.attention);
+  o.generate.type = type_of(o.dtype);
+  o.generate.eos = int32_t(model.config().eos_token_id);
+  if (!common.json) std::fputs(o.prompt.c_str(), stdout);
+  std::vector<int32_t> made;
+  auto start = std::chrono::steady_clock::now();
+  generate(model, prompt, o.generate, [&](int32_t id) {
+    made.push_back(id);
+    if (!common.json) std::fputs(tokenizer.decode({id}, /*skip_special=*/true).c_str(), stdout), std::fflush(stdout);
+    return !g_stop;
+  });
+  double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  auto text = valid_utf8(tokenizer.decode(made, true));
+  if (common.json)
+    std::printf("%s\n", Json{{"prompt", o.prompt}, {"text", text}, {"ids", made}, {"seconds", seconds}}.dump().c_str());
+  else
+    std::printf("\n"), std::fprintf(stderr, "%zu tokens, %.0f tokens/s\n", made.size(), double(made.size()) / seconds);
+  if (g_stop) common.exit_code = kStopped;
+}
+
+void inspect_command(const Options& o, bool json) {
+  auto folder = find_model(o.model);
+  auto config = read_config(folder / "config.json");
+  Json out = {{"model", folder.string()}, {"config", config_json(config)}, {"cost", cost_json(config)}};
+  if (json) return void(std::printf("%s\n", out.dump().c_str()));
+  std::printf("%s\n", folder.c_str());
+  for (const auto& [key, value] : out["config"].items()) std::printf("  %-28s %s\n", key.c_str(), value.dump().c_str());
+  auto parameters = count_parameters(config);
+  std::printf("\nparameters  %s, of which a token uses %s; indexers %s, MTP layer %s\n", human_count(double(parameters.total)).c_str(),
+              human_count(double(parameters.active)).c_str(), human_count(double(parameters.indexers)).c_str(),
+              human_count(double(parameters.mtp)).c_str());
+  std::printf("\n%-10s %14s %14s %14s %14s\n", "position", "dense FLOP", "sparse FLOP", "dense cache B", "sparse cache B");
+  for (int64_t position = 1024; position <= 131072; position *= 2) {
+    auto dense = token_cost(config, Form::dense, position, 4), sparse = token_cost(config, Form::sparse, position, 4);
+    std::printf("%-10lld %14s %14s %14s %14s\n", static_cast<long long>(position), human_count(dense.flops).c_str(),
+                human_count(sparse.flops).c_str(), human_count(dense.cache_bytes).c_str(), human_count(sparse.cache_bytes).c_str());
+  }
+}
+
+void perplexity_command(const Options& o, bool json) {
+  auto folder = find_model(o.model);
+  auto model = load_model(folder);
+  std::filesystem::path data = o.data.empty() ? std::filesystem::path(o.model) / "data" : std::filesystem::path(o.data);
+  std::vector<EvalForm> forms;
+  for (const auto& name : o.forms)
+    forms.push_back(name == "dense" ? EvalForm::dense : name == "sparse" ? EvalForm::sparse : EvalForm::window);
+  auto contexts = o.contexts;
+  if (contexts.empty()) contexts = {model.config().max_position_embeddings};
+  auto results = evaluate_perplexity(model, data, forms, contexts, o.tokens, type_of(o.dtype));
+  if (json) return void(std::printf("%s\n", Json{{"model", folder.string()}, {"perplexity", results}}.dump().c_str()));
+  std::printf("%-8s %8s %10s %14s %12s\n", "form", "context", "tokens", "bits per byte", "tokens/s");
+  for (const auto& r : results)
+    std::printf("%-8s %8lld %10lld %14.4f %12.0f\n", r["form"].get<std::string>().c_str(), r["context"].get<long long>(),
+                r["tokens"].get<long long>(), r["bits_per_byte"].get<double>(), r["tokens_per_second"].get<double>());
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app, Common& common) {
+  auto o = std::make_shared<Options>();
+  auto* command = app.add_subcommand("generate", "Text from a model, token by token through the cache");
+  command->add_option("--model", o->model, "Model folder or run directory")->required();
+  command->add_option("--prompt", o->prompt, "Text to go on from")->required();
+  command->add_option("--max-tokens", o->generate.max_tokens, "New tokens at most")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--temperature", o->generate.temperature, "0: the most likely token")->capture_default_str()->check(CLI::NonNegativeNumber);
+  command->add_option("--top-p", o->generate.top_p, "Sample from the most likely tokens of this probability")->capture_default_str();
+  command->add_option("--seed", o->generate.seed, "Same seed, same text")->capture_default_str();
+  command->add_option("--attention", o->attention, "Form of attention")->capture_default_str()->check(CLI::IsMember({"sparse", "dense"}));
+  command->add_option("--dtype", o->dtype, "Activations")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
+  command->footer("Example:\n  fulgur generate --model runs/speedrun --prompt \"In the beginning\" --temperature 0.7");
+  command->callback([=, &common] { generate_command(*o, common); });
+}
+
+void add_inspect(CLI::App& app, Common& common) {
+  auto o = std::make_shared<Options>();
+  auto* command = app.add_subcommand("inspect", "What a model is, and what a token costs at a position");
+  command->add_option("model", o->model, "Model folder or run directory")->required();
+  command->footer("Example:\n  fulgur inspect runs/speedrun");
+  command->callback([=, &common] { inspect_command(*o, common.json); });
+}
+
+void add_eval(CLI::App& app, Common& common) {
+  auto o = std::make_shared<Options>();
+  auto* command = app.add_subcommand("eval", "What a model is worth");
+  command->require_subcommand(1);
+  command->footer("Example:\n  fulgur eval perplexity --model runs/speedrun --contexts 128 512");
+  auto* perplexity = command->add_subcommand("perplexity", "Bits per byte of held-out text, by form of attention and context");
+  perplexity->add_option("--model", o->model, "Model folder or run directory")->required();
+  perplexity->add_option("--data", o->data, "Folder of token shards with a validation split (default: MODEL/data)");
+  perplexity->add_option("--forms", o->forms, "dense, sparse, window (last k, 4 of them sinks)")->check(CLI::IsMember({"dense", "sparse", "window"}));
+  perplexity->add_option("--contexts", o->contexts, "Tokens a sequence (default: the model's)")->check(CLI::PositiveNumber);
+  perplexity->add_option("--tokens", o->tokens, "Tokens to read at most")->capture_default_str()->check(CLI::PositiveNumber);
+  perplexity->add_option("--dtype", o->dtype, "Activations")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
+  perplexity->footer("Example:\n  fulgur eval perplexity --model runs/speedrun --contexts 128 512");
+  perplexity->callback([=, &common] { perplexity_command(*o, common.json); });
+}
+
+void add_report(CLI::App& app, Common& common) {
+  auto o = std::make_shared<Options>();
+  auto* command = app.add_subcommand("report", "The HTML report again, from a run's records");
+  command->add_option("run", o->run, "Run directory")->required();
+  command->footer("Example:\n  fulgur report runs/speedrun");
+  command->callback([=, &common] {
+    auto path = write_report(o->run);
+    std::printf("%s\n", common.json ? Json{{"report", path.string()}}.dump().c_str() : path.c_str());
+  });
+}
+
+}  // namespace fulgur::cli
