@@ -33,7 +33,7 @@ TokenCost token_cost(const ModelConfig& config, Form form, int64_t position, dou
 
 // A training step's FLOP a token: forward and backward (twice the forward), MTP and the stage's indexer loss included.
 //   warmup has no backward but the indexer's. `context`: mean over positions of one sequence.
-enum class TrainForm { pretrain, warmup, sparse };
+enum class TrainForm { pretrain, warmup, sparse };  // as StageKind
 double train_flops(const ModelConfig& config, TrainForm form, int64_t context);
 
 Json cost_json(const ModelConfig& config);

@@ -12,9 +12,11 @@
 #include "fulgur/base/progress.h"
 #include "fulgur/base/threads.h"
 #include "fulgur/io/safetensors.h"
+#include "fulgur/model/cost.h"
 #include "fulgur/model/probe.h"
 #include "fulgur/ops/isa.h"
 #include "fulgur/ops/log_prob/log_prob.h"
+#include "fulgur/ops/peaks.h"
 #include "fulgur/train/batches.h"
 #include "fulgur/train/checkpoint.h"
 #include "fulgur/train/metrics.h"
@@ -60,7 +62,7 @@ class StageRun {
   StepSums accumulate(int64_t step);
   void forward_backward(const TrainBatch& b, StepSums& sums);
   void balance_experts(const StepSums& sums);
-  Json metrics_line(int64_t step, const StepSums& sums, const Optimizer::Norms& norms, double tokens_per_second) const;
+  Json metrics_line(int64_t step, const StepSums& sums, const Optimizer::Norms& norms, double seconds) const;
   Json probe();
   fs::path save();
 
@@ -74,6 +76,7 @@ class StageRun {
   Transformer model_;
   Optimizer optimizer_;
   at::Tensor token_bytes_;
+  double peak_flops_ = ops::peak_flops(0.2);  // the limit of share_of_peak, measured at the start of every call
   int64_t step_ = 0;
 };
 
@@ -175,9 +178,11 @@ void StageRun::balance_experts(const StepSums& sums) {
 }
 
 Json StageRun::metrics_line(int64_t step, const StepSums& sums, const Optimizer::Norms& norms,
-                            double tokens_per_second) const {
+                            double seconds) const {
+  double rate = double(config_.batch_tokens) / seconds;
   Json line = {{"stage", name_}, {"step", step}, {"tokens", (step + 1) * config_.batch_tokens},
-               {"lr", config_.lr * schedule_share(config_, step)}, {"tokens_per_second", tokens_per_second}};
+               {"lr", config_.lr * schedule_share(config_, step)}, {"seconds", seconds}, {"tokens_per_second", rate},
+               {"share_of_peak", rate * train_flops(model_.config(), TrainForm(config_.kind), config_.context) / peak_flops_}};
   if (config_.kind != StageKind::warmup) {
     line["loss"] = sums.nll / double(sums.targets);
     line["bits_per_byte"] = sums.nll / std::log(2.0) / double(std::max<int64_t>(1, sums.text_bytes));
@@ -234,7 +239,7 @@ StageResult StageRun::run() {
     auto norms = optimizer_.step(step_);
     balance_experts(sums);
     double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-    Json line = metrics_line(step_, sums, norms, double(config_.batch_tokens) / seconds);
+    Json line = metrics_line(step_, sums, norms, seconds);
     double shown = config_.kind == StageKind::warmup ? 0 : line["loss"].get<double>();
     for (double kl : sums.kl) shown += config_.kind == StageKind::warmup ? kl : 0;
     FULGUR_CHECK(std::isfinite(shown), "[train] stage ", name_, " step ", step_, ": expected a finite loss, got ", shown,

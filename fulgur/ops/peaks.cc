@@ -1,0 +1,67 @@
+#include "fulgur/ops/peaks.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/ones.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+
+#include "fulgur/base/threads.h"
+#include "fulgur/ops/linear/linear.h"
+
+namespace fulgur::ops {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_of(const std::function<void()>& work) {
+  auto start = Clock::now();
+  work();
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+}  // namespace
+
+double peak_flops(double seconds) {
+  c10::AutoGradMode no_grad(false);
+  constexpr int64_t n = 1024;
+  auto a = at::ones({n, n}), b = at::ones({n, n});
+  int before = at::get_num_threads();
+  at::set_num_threads(threads());
+  double best = 0;
+  auto end = Clock::now() + std::chrono::duration<double>(seconds);
+  for (int round = 0; round < 3 || Clock::now() < end; ++round) {
+    best = std::max(best, 2.0 * n * n * n / seconds_of([&] { at::matmul(a, b); }));
+    best = std::max(best, 2.0 * n * n * n / seconds_of([&] { linear(a, b); }));
+  }
+  at::set_num_threads(before);
+  return best;
+}
+
+double peak_bandwidth(int64_t bytes) {
+  constexpr int64_t kBlock = 1 << 20;
+  int64_t blocks = bytes / kBlock;
+  auto memory = at::ones({blocks * kBlock / 8}, at::kLong);
+  const int64_t* data = memory.const_data_ptr<int64_t>();
+  std::atomic<int64_t> sink{0};
+  double best = 0;
+  for (int round = 0; round < 4; ++round)
+    best = std::max(best, double(blocks * kBlock) / seconds_of([&] {
+      parallel_for(blocks, [&](int64_t block) {
+        const int64_t* at = data + block * (kBlock / 8);
+        int64_t sums[16] = {};
+        for (int64_t i = 0; i < kBlock / 8; i += 16)
+          for (int j = 0; j < 16; ++j) sums[j] += at[i + j];
+        int64_t sum = 0;
+        for (int64_t s : sums) sum += s;
+        sink += sum;
+      });
+    }));
+  return best;
+}
+
+}  // namespace fulgur::ops
