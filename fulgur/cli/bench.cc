@@ -1,4 +1,199 @@
+// Figures with their share of this machine's limits, measured in the same run, and the reference beside them.
+#include <ATen/Parallel.h>
+#include <ATen/ops/randint.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+
+#include "fulgur/base/error.h"
+#include "fulgur/base/file.h"
+#include "fulgur/base/progress.h"
+#include "fulgur/base/threads.h"
 #include "fulgur/cli/cli.h"
+#include "fulgur/cli/recipe.h"
+#include "fulgur/model/cost.h"
+#include "fulgur/ops/bench.h"
+#include "fulgur/ops/isa.h"
+#include "fulgur/ops/peaks.h"
+#include "fulgur/text/train_bpe.h"
+#include "fulgur/train/optimizer.h"
+#include "fulgur/train/step.h"
+
 namespace fulgur::cli {
-void add_bench(CLI::App&, Common&) {}
+namespace {
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::string filter, recipe, python;
+  double seconds = 0.5;
+  int64_t steps = 8;
+};
+
+double time_once(const std::function<void()>& work) {
+  auto start = Clock::now();
+  work();
+  return std::chrono::duration<double>(Clock::now() - start).count();
 }
+
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+struct Peaks {
+  double flops, bandwidth;
+};
+
+Peaks measure_peaks() { return {ops::peak_flops(1), ops::peak_bandwidth(int64_t(2) << 30)}; }
+
+Json result_json(const std::string& name, const std::string& label, double seconds, double flops, double bytes, const Peaks& peaks) {
+  double limit = std::max(flops / peaks.flops, bytes / peaks.bandwidth);
+  return {{"name", name}, {"case", label}, {"threads", threads()}, {"seconds", seconds}, {"flops", flops}, {"bytes", bytes},
+          {"limit_seconds", limit}, {"share", limit / seconds}};
+}
+
+void print_row(const Json& r) {
+  double seconds = r["seconds"];
+  std::printf("%-24s %-32s %10.3f %9.1f %8.1f %6.0f %%", r["name"].get<std::string>().c_str(), r["case"].get<std::string>().c_str(),
+              seconds * 1e3, r["flops"].get<double>() / seconds / 1e9, r["bytes"].get<double>() / seconds / 1e9, 100 * r["share"].get<double>());
+  if (r["reference_seconds"].is_null()) std::printf("%11s\n", "-");
+  else std::printf(" %9.3f %6.2fx\n", r["reference_seconds"].get<double>() * 1e3, r["reference_seconds"].get<double>() / seconds);
+  std::fflush(stdout);
+}
+
+void print_head(const Peaks& peaks) {
+  std::printf("peaks: %.0f GFLOP/s (best large GEMM), %.1f GB/s (reading 2 GB), %d threads, %s\n", peaks.flops / 1e9, peaks.bandwidth / 1e9,
+              threads(), isa_name(isa()));
+  std::printf("%-24s %-32s %10s %9s %8s %8s %9s %7s\n", "operation", "case", "ms", "GFLOP/s", "GB/s", "of limit", "ref ms", "faster");
+}
+
+void finish(const Peaks& peaks, const Json& results) {
+  Json out = {{"machine", machine_json()}, {"peaks", {{"flops", peaks.flops}, {"bytes_per_second", peaks.bandwidth}}}, {"results", results}};
+  std::printf("%s\n", out.dump().c_str());
+}
+
+void bench_ops(const Options& o) {
+  at::set_num_threads(threads());
+  auto peaks = measure_peaks();
+  print_head(peaks);
+  Json results = Json::array();
+  for (const auto& make : ops::bench_registry())
+    for (const auto& c : make()) {
+      if (c.name.find(o.filter) == std::string::npos || g_stop) continue;
+      std::vector<double> own, reference;  // in turn, so that both meet the same machine
+      c.run();
+      if (c.reference) c.reference();
+      auto end = Clock::now() + std::chrono::duration<double>(o.seconds);
+      while (own.size() < 3 || (Clock::now() < end && own.size() < 200)) {
+        own.push_back(time_once(c.run));
+        if (c.reference) reference.push_back(time_once(c.reference));
+      }
+      Json r = result_json(c.name, c.label, median(own), c.flops, c.bytes, peaks);
+      r["reference_seconds"] = c.reference ? Json(median(reference)) : Json();
+      print_row(r);
+      results.push_back(r);
+    }
+  finish(peaks, results);
+}
+
+// A tokenizer of bytes alone: the benchmark's tokens are random, only their lengths in bytes are asked for.
+Tokenizer byte_tokenizer(const fs::path& folder) {
+  BpeOptions options{.vocab_size = 257, .special_tokens = {"<eos>"}};
+  write_file_atomic(folder / "tokenizer.json", tokenizer_json(train_bpe({}, options), options, deepseek_patterns()).dump());
+  return Tokenizer(folder / "tokenizer.json");
+}
+
+TrainBatch random_batch(int64_t sequences, int64_t context) {
+  auto tokens = at::randint(257, {sequences * context}).to(at::kInt);
+  auto next = tokens.roll(-1), next2 = tokens.roll(-2);
+  std::vector<int64_t> lengths(sequences, context);
+  auto ends = at::arange(sequences * context).remainder(context);
+  next.masked_fill_(ends == context - 1, -1), next2.masked_fill_(ends >= context - 2, -1);
+  return {pack_documents(tokens, lengths), next, next2, (at::arange(sequences + 1) * context).to(at::kInt)};
+}
+
+// The plain PyTorch model of the same size: median seconds of a step, or null where there is no Python with torch.
+Json plain_pytorch(const Options& o, const fs::path& config, const std::string& stage, int64_t sequences, int64_t context) {
+  auto script = resource("bench/plain_model.py");
+  auto python = o.python.empty() ? fs::path(FULGUR_SOURCE_DIR) / ".venv/bin/python" : fs::path(o.python);
+  if (!fs::exists(script) || !fs::exists(python)) return nullptr;
+  auto command = cat("'", python.string(), "' '", script.string(), "' --config '", config.string(), "' --stage ", stage, " --threads ", threads(),
+                     " --sequences ", sequences, " --context ", context, " --steps ", o.steps, " 2>/dev/null");
+  FILE* pipe = popen(command.c_str(), "r");
+  std::string out;
+  char block[4096];
+  while (pipe && fgets(block, sizeof block, pipe)) out = block;
+  if (!pipe || pclose(pipe) != 0) return nullptr;
+  return parse_json(out, "bench/plain_model.py").value("seconds", Json());
+}
+
+void bench_train(const Options& o) {
+  at::set_num_threads(threads());
+  Recipe recipe = read_recipe(o.recipe.empty() ? resource("recipes/speedrun.toml") : fs::path(o.recipe));
+  auto config = model_config(recipe);
+  auto folder = fs::temp_directory_path() / cat("fulgur-bench-", getpid());
+  fs::create_directories(folder);
+  auto tokenizer = byte_tokenizer(folder);
+  write_file_atomic(folder / "config.json", config_json(config).dump(2));
+  auto peaks = measure_peaks();
+  print_head(peaks);
+  Json results = Json::array();
+  for (std::string name : {"pretrain", "warmup", "sparse"}) {
+    StageConfig stage = effective_stage(recipe, name);
+    if (name.find(o.filter) == std::string::npos || g_stop) continue;
+    stage.batch_tokens = stage.micro_tokens;
+    Transformer model(config, init_weights(config, 1));
+    Optimizer optimizer(model.weights(), stage);
+    auto batch = random_batch(stage.batch_tokens / stage.context, stage.context);
+    auto step = [&] {
+      auto sums = accumulate_gradients(model, stage, {batch}, tokenizer);
+      optimizer.step(1);
+      balance_experts(model.weights(), stage, sums);
+    };
+    auto timed = [&] {
+      std::vector<double> seconds;
+      for (int64_t i = 0; i < o.steps; ++i) seconds.push_back(time_once(step));
+      return seconds;
+    };
+    step(), step();
+    auto own = timed();  // before and after the reference, so that both meet the same machine
+    auto reference = plain_pytorch(o, folder / "config.json", name, stage.batch_tokens / stage.context, stage.context);
+    auto after = timed();
+    own.insert(own.end(), after.begin(), after.end());
+    double flops = train_flops(config, TrainForm(stage.kind), stage.context) * double(stage.batch_tokens);
+    double bytes = 28.0 * double(count_parameters(config).total);  // the optimiser's pass alone
+    Json r = result_json("train " + name, cat(stage.batch_tokens, " tokens, context ", stage.context), median(own), flops, bytes, peaks);
+    r["tokens_per_second"] = double(stage.batch_tokens) / r["seconds"].get<double>();
+    r["reference_seconds"] = reference;
+    print_row(r);
+    results.push_back(r);
+  }
+  fs::remove_all(folder);
+  finish(peaks, results);
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Common&) {
+  auto o = std::make_shared<Options>();
+  auto* command = app.add_subcommand("bench", "Figures with their share of this machine's limits; the last line is one JSON object");
+  command->require_subcommand(1);
+  command->footer("Example:\n  fulgur bench ops --threads 1");
+  auto* ops = command->add_subcommand("ops", "Every operation beside its reference in ATen");
+  ops->add_option("--filter", o->filter, "Only operations whose name has this in it");
+  ops->add_option("--seconds", o->seconds, "Time for each case")->capture_default_str()->check(CLI::PositiveNumber);
+  ops->footer("Example:\n  fulgur bench ops --filter mla --threads 1");
+  ops->callback([=] { bench_ops(*o); });
+  auto* train = command->add_subcommand("train", "A training step of every stage beside a plain PyTorch model of the same size");
+  train->add_option("--filter", o->filter, "Only stages whose name has this in it");
+  train->add_option("--recipe", o->recipe, "Recipe (default: recipes/speedrun.toml)");
+  train->add_option("--python", o->python, "A Python with torch (default: .venv of the source folder)");
+  train->add_option("--steps", o->steps, "Timed steps before and after the reference")->capture_default_str()->check(CLI::PositiveNumber);
+  train->footer("Example:\n  fulgur bench train --threads 1 --filter sparse");
+  train->callback([=] { bench_train(*o); });
+}
+
+}  // namespace fulgur::cli

@@ -1,8 +1,6 @@
 #include "fulgur/train/trainer.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/ones_like.h>
-#include <ATen/ops/tensor.h>
 
 #include <chrono>
 #include <cmath>
@@ -15,23 +13,15 @@
 #include "fulgur/model/cost.h"
 #include "fulgur/model/probe.h"
 #include "fulgur/ops/isa.h"
-#include "fulgur/ops/log_prob/log_prob.h"
 #include "fulgur/ops/peaks.h"
 #include "fulgur/train/batches.h"
 #include "fulgur/train/checkpoint.h"
 #include "fulgur/train/metrics.h"
+#include "fulgur/train/step.h"
 
 namespace fulgur {
 namespace fs = std::filesystem;
 namespace {
-
-// What one optimiser step measured, summed over its forward passes.
-struct StepSums {
-  double nll = 0, mtp_nll = 0, balance = 0;
-  std::vector<double> kl;        // a layer
-  std::vector<at::Tensor> load;  // a MoE layer: tokens of each expert, f64
-  int64_t targets = 0, mtp_targets = 0, rows = 0, text_bytes = 0;
-};
 
 class StageRun {
  public:
@@ -45,9 +35,6 @@ class StageRun {
     FULGUR_CHECK(config.kind == StageKind::pretrain || model_.config().has_indexer(), "[train] stage ", name_,
                  ": expected a deepseek_v32 model (with an indexer), got ", model_.config().model_type);
     if (resumed_) resume();
-    std::vector<int64_t> bytes;
-    for (int32_t id = 0; id < tokenizer_.vocab_size(); ++id) bytes.push_back(tokenizer_.byte_length(id));
-    token_bytes_ = at::tensor(bytes, at::kLong);
   }
 
   StageResult run();
@@ -59,9 +46,7 @@ class StageRun {
   }
   Json facts() const;
   void resume();
-  StepSums accumulate(int64_t step);
-  void forward_backward(const TrainBatch& b, StepSums& sums);
-  void balance_experts(const StepSums& sums);
+  std::vector<TrainBatch> batches(int64_t step);
   Json metrics_line(int64_t step, const StepSums& sums, const Optimizer::Norms& norms, double seconds) const;
   Json probe();
   fs::path save();
@@ -75,7 +60,6 @@ class StageRun {
   Tokenizer tokenizer_;
   Transformer model_;
   Optimizer optimizer_;
-  at::Tensor token_bytes_;
   double peak_flops_ = ops::peak_flops(0.2);  // the limit of share_of_peak, measured at the start of every call
   int64_t step_ = 0;
 };
@@ -100,81 +84,11 @@ void StageRun::resume() {
   step_ = state.step;
 }
 
-// One forward and backward pass; losses are divided by the whole step's counts, which stand in `sums`.
-void StageRun::forward_backward(const TrainBatch& b, StepSums& sums) {
-  bool language = config_.kind != StageKind::warmup, kl = config_.kind != StageKind::pretrain;
-  ForwardOptions options{.attention = config_.kind == StageKind::sparse ? Attention::sparse : Attention::dense,
-                         .type = config_.dtype == "bf16" ? at::kBFloat16 : at::kFloat, .indexer_kl = kl,
-                         .balance_starts = language ? b.starts : at::Tensor()};
-  std::vector<LayerLosses> losses;
-  auto hidden = model_.forward(b.batch, options, nullptr, &losses);
-  std::vector<at::Tensor> total;
-  if (language) {
-    auto nll = -ops::log_prob(hidden, model_.weights().lm_head, b.next_N).sum();
-    sums.nll += nll.item<double>();
-    total.push_back(nll / double(sums.targets));
-  }
-  if (model_.weights().mtp) {
-    auto mtp_hidden = model_.forward_mtp(b.batch, hidden, options, &losses);
-    if (language && config_.mtp_weight > 0) {
-      auto nll = -ops::log_prob(mtp_hidden, model_.weights().mtp->head, b.next2_N).sum();
-      sums.mtp_nll += nll.item<double>();
-      total.push_back(nll * (config_.mtp_weight / double(std::max<int64_t>(1, sums.mtp_targets))));
-    }
-  }
-  sums.kl.resize(losses.size()), sums.load.resize(losses.size());
-  double sequences = double(config_.batch_tokens / config_.context);
-  for (size_t i = 0; i < losses.size(); ++i) {
-    if (losses[i].kl_N.defined()) {
-      auto rows = losses[i].kl_N;
-      // MTP rows without a next token in their piece have no meaning.
-      if (i == model_.weights().layers.size()) rows = rows * (b.batch.positions_N.roll(-1) != 0);
-      auto sum = rows.sum();
-      sums.kl[i] += sum.item<double>() / double(sums.rows);
-      total.push_back(sum / double(sums.rows));
-    }
-    if (losses[i].balance.defined()) {
-      auto balance = losses[i].balance.sum() / sequences;
-      sums.balance += balance.item<double>();
-      if (config_.balance_weight > 0) total.push_back(balance * config_.balance_weight);
-    }
-    if (losses[i].experts_Nk.defined()) {
-      auto load = losses[i].experts_Nk.flatten().to(at::kLong).bincount({}, model_.config().n_routed_experts).to(at::kDouble);
-      sums.load[i] = sums.load[i].defined() ? sums.load[i] + load : load;
-    }
-  }
-  auto loss = total[0];
-  for (size_t i = 1; i < total.size(); ++i) loss = loss + total[i];
-  loss.backward();
-}
-
-StepSums StageRun::accumulate(int64_t step) {
+std::vector<TrainBatch> StageRun::batches(int64_t step) {
   int64_t sequences = config_.batch_tokens / config_.context, micro = config_.micro_tokens / config_.context;
   std::vector<TrainBatch> parts;
-  StepSums sums;
-  for (int64_t i = 0; i < sequences; i += micro) {
-    parts.push_back(batches_.get(step * sequences + i, micro));
-    const auto& b = parts.back();
-    sums.targets += (b.next_N >= 0).sum().item<int64_t>();
-    sums.mtp_targets += (b.next2_N >= 0).sum().item<int64_t>();
-    sums.rows += b.next_N.size(0);
-    auto targets = b.next_N.masked_select(b.next_N >= 0).to(at::kLong);
-    sums.text_bytes += token_bytes_.index_select(0, targets).sum().item<int64_t>();
-  }
-  for (const auto& part : parts) forward_backward(part, sums);
-  return sums;
-}
-
-// Auxiliary-loss-free balancing: b_i += gamma * sign(mean load - load_i), spec A.4.
-void StageRun::balance_experts(const StepSums& sums) {
-  if (config_.kind == StageKind::warmup || config_.bias_speed == 0) return;
-  for (size_t i = 0; i < sums.load.size(); ++i) {
-    if (!sums.load[i].defined()) continue;
-    bool mtp = i == model_.weights().layers.size();
-    auto& moe = *(mtp ? model_.weights().mtp->layer : model_.weights().layers[i]).moe;
-    auto change = (sums.load[i].mean() - sums.load[i]).sign() * config_.bias_speed;
-    moe.e_score_correction_bias.add_(change.to(at::kFloat));
-  }
+  for (int64_t i = 0; i < sequences; i += micro) parts.push_back(batches_.get(step * sequences + i, micro));
+  return parts;
 }
 
 Json StageRun::metrics_line(int64_t step, const StepSums& sums, const Optimizer::Norms& norms,
@@ -235,9 +149,9 @@ StageResult StageRun::run() {
   Progress progress(name_, "tok", steps * config_.batch_tokens, step_ * config_.batch_tokens);
   while (step_ < steps && !(inputs_.stop && *inputs_.stop)) {
     auto begin = Clock::now();
-    StepSums sums = accumulate(step_);
+    StepSums sums = accumulate_gradients(model_, config_, batches(step_), tokenizer_);
     auto norms = optimizer_.step(step_);
-    balance_experts(sums);
+    balance_experts(model_.weights(), config_, sums);
     double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     Json line = metrics_line(step_, sums, norms, seconds);
     double shown = config_.kind == StageKind::warmup ? 0 : line["loss"].get<double>();
