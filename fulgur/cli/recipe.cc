@@ -75,7 +75,7 @@ StageConfig& Recipe::stage(const std::string& name) {
   return name == "pretrain" ? pretrain : name == "warmup" ? warmup : sparse;
 }
 
-Recipe read_recipe(const std::filesystem::path& path) {
+Recipe read_recipe(const std::filesystem::path& path, double scale) {
   std::string file = path.string();
   toml::table table;
   try {
@@ -98,7 +98,12 @@ Recipe read_recipe(const std::filesystem::path& path) {
       throw InputError(cat("[recipe] ", where(file, node), ": expected scale, seed, text, vocab_size, holdout_every or the "
                            "tables model, pretrain, warmup, sparse; got ", name));
   }
+  if (scale > 0) recipe.scale = scale;
   model_config(recipe);
+  for (std::string name : {"pretrain", "warmup", "sparse"}) {
+    auto& tokens = recipe.stage(name).tokens;
+    tokens = std::llround(double(tokens) * recipe.scale * recipe.scale);
+  }
   return recipe;
 }
 
@@ -143,7 +148,6 @@ ModelConfig model_config(const Recipe& recipe) {
 
 StageConfig effective_stage(const Recipe& recipe, const std::string& name) {
   StageConfig stage = const_cast<Recipe&>(recipe).stage(name);
-  stage.tokens = int64_t(double(stage.tokens) * recipe.scale * recipe.scale);
   stage.seed = recipe.seed * 3 + uint64_t(stage.kind);
   return stage;
 }

@@ -23,13 +23,14 @@ struct Recipe {
   StageConfig& stage(const std::string& name);
 };
 
-Recipe read_recipe(const std::filesystem::path& path);
+// A `scale` above 0 takes the place of the recipe's. Tokens of the stages come back multiplied by the scale's square.
+Recipe read_recipe(const std::filesystem::path& path, double scale = 0);
 Json recipe_json(const Recipe& recipe);
 
 // The one dial: width and experts grow with `scale`, depth by two layers a unit. Then the recipe's own keys.
 ModelConfig model_config(const Recipe& recipe);
 
-// The stage as it runs: tokens times scale squared, and a seed of its own that follows from the recipe's.
+// The stage with a seed of its own that follows from the recipe's.
 StageConfig effective_stage(const Recipe& recipe, const std::string& name);
 
 }  // namespace fulgur::cli

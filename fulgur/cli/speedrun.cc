@@ -61,8 +61,7 @@ void print(const Json& s) {
 }
 
 int speedrun(const Options& options, bool json) {
-  Recipe recipe = read_recipe(options.recipe.empty() ? resource("recipes/speedrun.toml") : fs::path(options.recipe));
-  if (options.scale > 0) recipe.scale = options.scale;
+  Recipe recipe = read_recipe(options.recipe.empty() ? resource("recipes/speedrun.toml") : fs::path(options.recipe), options.scale);
   if (options.seed > 0) recipe.seed = options.seed;
   if (!options.text.empty()) {
     FULGUR_CHECK(fs::exists(options.text), "[speedrun] --data ", options.text, ": expected a file or folder, got nothing there");
