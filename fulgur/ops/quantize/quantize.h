@@ -30,4 +30,10 @@ at::Tensor simulate_fp8(const at::Tensor& x);
 // Sylvester-ordered Walsh-Hadamard transform of the last dimension (a power of two), times n^-0.5. Its own inverse.
 at::Tensor hadamard(const at::Tensor& x);
 
+namespace reference {
+at::Tensor to_e4m3(const at::Tensor& x);
+at::Tensor simulate_fp8(const at::Tensor& x);
+at::Tensor hadamard(const at::Tensor& x);
+}  // namespace reference
+
 }  // namespace fulgur::ops
