@@ -120,7 +120,7 @@ Json plain_pytorch(const Options& o, const fs::path& config, const std::string& 
   auto script = resource("bench/plain_model.py");
   auto python = o.python.empty() ? fs::path(FULGUR_SOURCE_DIR) / ".venv/bin/python" : fs::path(o.python);
   if (!fs::exists(script) || !fs::exists(python)) return nullptr;
-  auto command = cat("'", python.string(), "' '", script.string(), "' --config '", config.string(), "' --stage ", stage, " --threads ", threads(),
+  auto command = cat("env -u GOMP_SPINCOUNT '", python.string(), "' '", script.string(), "' --config '", config.string(), "' --stage ", stage, " --threads ", threads(),
                      " --sequences ", sequences, " --context ", context, " --steps ", o.steps, " 2>/dev/null");
   FILE* pipe = popen(command.c_str(), "r");
   std::string out;

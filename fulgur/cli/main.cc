@@ -103,4 +103,12 @@ int run(int argc, char** argv) {
 
 }  // namespace fulgur::cli
 
-int main(int argc, char** argv) { return fulgur::cli::run(argc, argv); }
+// OpenMP threads spin for milliseconds at every barrier, which is ruin where another process shares the cores: two
+// trainings at once on two cores ran 13 times slower each. The limit is read when libgomp loads, so it takes a new start.
+int main(int argc, char** argv) {
+  if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY")) {
+    setenv("GOMP_SPINCOUNT", "5000", 1);
+    execv("/proc/self/exe", argv);  // on failure: go on as we are
+  }
+  return fulgur::cli::run(argc, argv);
+}
