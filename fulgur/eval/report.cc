@@ -27,16 +27,21 @@ std::string script_json(const Json& json) {
   return out;
 }
 
-// At most `points` lines a stage, evenly spaced; lines with a probe always stay.
+// At most about `points` lines a stage, evenly spaced; lines with a probe always stay. "weight": steps a line stands for.
 Json thinned(const std::vector<Json>& lines, size_t points) {
   std::map<std::string, size_t> total, seen;
+  std::map<std::string, double> skipped;
   for (const auto& line : lines) ++total[line.value("stage", "")];
   Json out = Json::array();
   for (const auto& line : lines) {
     auto stage = line.value("stage", "");
     size_t i = seen[stage]++, n = total[stage];
-    bool keep = n <= points || i * points / n != (i + 1) * points / n || i + 1 == n;
-    if (keep || line.contains("probe")) out.push_back(line);
+    skipped[stage] += 1;
+    bool keep = i * points / n != (i + 1) * points / n || n <= points || i + 1 == n || line.contains("probe");
+    if (!keep) continue;
+    out.push_back(line);
+    out.back()["weight"] = skipped[stage];
+    skipped[stage] = 0;
   }
   return out;
 }
