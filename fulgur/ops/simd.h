@@ -26,7 +26,7 @@ typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), m
 
 inline Vec load(const float* at) { return *reinterpret_cast<const UnalignedVec*>(at); }
 inline void store(float* at, Vec value) { *reinterpret_cast<UnalignedVec*>(at) = value; }
-inline Vec splat(float value) { return Vec{} + value; }
+inline Vec splat(float value) { return value - Vec{}; }  // minus, since 0 + (-0) is 0 and would cost an addition
 
 // a * b + c, rounded once where the CPU has FMA.
 inline Vec fma(Vec a, Vec b, Vec c) {

@@ -15,7 +15,7 @@ struct Tile {
 
 // Tiles large enough to amortise packing, small enough that a weight gradient (small M, N, long K) has several.
 void append_tiles(const GemmParams& p, std::vector<Tile>& tiles) {
-  int64_t rows = 192, cols = 256;
+  int64_t rows = 384, cols = 256;
   auto count = [&] { return ((p.M + rows - 1) / rows) * ((p.N + cols - 1) / cols); };
   while (count() < 8 && cols > 64) cols /= 2;
   while (count() < 8 && rows > 48) rows /= 2;
