@@ -41,7 +41,9 @@ TEST(Tokenizer, EncodesAsHuggingFaceDoes) {
     bool special = c["parse_special"].get<bool>();
     EXPECT_EQ(tokenizer.encode(text, special), c["ids"].get<std::vector<int32_t>>()) << c["id"];
     EXPECT_EQ(pairs.encode(text, special), c["ids"].get<std::vector<int32_t>>()) << c["id"];
-    if (c.contains("pieces") && !special) EXPECT_EQ(tokenizer.split(text), c["pieces"].get<std::vector<std::string>>()) << c["id"];
+    if (c.contains("pieces") && !special) {
+      EXPECT_EQ(tokenizer.split(text), c["pieces"].get<std::vector<std::string>>()) << c["id"];
+    }
   }
 }
 

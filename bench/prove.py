@@ -1,0 +1,251 @@
+#!/usr/bin/env python3
+"""Re-runs the measurements behind every claim: ./dev prove [TOPIC ...]
+
+Prints a table of bar, measured, verdict, then one JSON line {"checks": [{"name", "bar", "measured", "ok"}]}. Exit code 0
+when every check holds. Topics, with what they need beyond the build:
+
+  golden    every golden set and vector; one attention layer of the published size
+  witness   four odd shapes beside Hugging Face's DeepseekV32ForCausalLM (installs transformers into the build folder)
+  bits      equal bits in any batch, chunk, thread count; same seed twice, all three stages
+  errors    bad files, flags, recipes; kill -9 and Ctrl-C
+  ops       every operation has its share of the limit and a reference beside it; opcheck
+  train     a training step of each stage beside a plain PyTorch model, 1 and 2 threads
+  kjv       recipes/kjv.toml with three seeds (about 20 minutes)
+  speedrun  recipes/speedrun.toml (about 10 minutes)
+  report    the speedrun's report in Chromium, desktop and phone (runs the speedrun first where there is none)
+  fresh     ./dev test and ./dev speedrun as first commands in fresh clones (about 40 minutes)
+"""
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+checks = []
+
+
+def check(name, bar, measured, ok):
+    checks.append({"name": name, "bar": bar, "measured": measured, "ok": bool(ok)})
+    print(f"  {'ok  ' if ok else 'FAIL'}  {name}: {measured} (bar: {bar})", flush=True)
+
+
+def call(*command, **more):
+    return subprocess.run([str(part) for part in command], text=True, capture_output=True, **more)
+
+
+def fulgur(*arguments, **more):
+    done = call(BUILD / "bin/fulgur", *arguments, **more)
+    if done.returncode:
+        raise SystemExit(f"fulgur {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def tests(name, regex):
+    out = call("ctest", "--test-dir", BUILD, "-R", regex).stdout
+    found = re.search(r"(\d+)% tests passed, (\d+) tests failed out of (\d+)", out)
+    if not found:
+        return check(name, "all pass", "no test ran", False)
+    check(name, "all pass", f"{int(found[3]) - int(found[2])} of {found[3]} pass", found[2] == "0")
+
+
+def python():
+    own = ROOT / ".venv/bin/python"
+    return own if own.exists() else pathlib.Path(sys.executable)
+
+
+def golden():
+    tests("golden sets: forward, gradients, KL, greedy, bf16", "Golden")
+    tests("golden vectors: fp8, hadamard, topk, router, rope", "Vectors")
+    tests("attention layer of the published size, last 64 of 4096 tokens", "OfficialSize")
+
+
+def witness():
+    packages = BUILD / "witness"
+    if not (packages / "transformers").exists():
+        done = call(python(), "-m", "pip", "install", "-q", "--target", packages, "transformers==5.23.0")
+        if done.returncode:
+            return check("odd shapes beside transformers", "2e-5", "transformers could not be installed", False)
+    done = call(python(), ROOT / "tests/witness.py", BUILD / "bin/fulgur", env={**os.environ, "PYTHONPATH": str(packages)})
+    values = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"failed": 1.0}
+    for name, value in values.items():
+        check(f"logits beside transformers, {name}", "<= 2e-5 of the largest", f"{value:.1e}", value <= 2e-5)
+
+
+TINY = """scale = 0.25
+vocab_size = 300
+holdout_every = 5
+[pretrain]
+tokens = "16k"
+context = 64
+batch_tokens = 512
+micro_tokens = 256
+[warmup]
+tokens = "8k"
+context = 64
+batch_tokens = 512
+micro_tokens = 512
+[sparse]
+tokens = "8k"
+context = 64
+batch_tokens = 512
+micro_tokens = 256
+dtype = "DTYPE"
+"""
+
+
+def weights_hashes(folder, dtype, *flags):
+    recipe = folder / "tiny.toml"
+    recipe.write_text(TINY.replace("DTYPE", dtype))
+    run = pathlib.Path(tempfile.mkdtemp(dir=folder))
+    fulgur("speedrun", "--recipe", recipe, "--data", ROOT / "tests/golden/tokenizer/train_corpus_a.jsonl", "--out", run, *flags)
+    newest = [sorted(run.glob(f"checkpoints/{stage}-*"))[-1] for stage in ("pretrain", "warmup", "sparse")]
+    return [hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest() for checkpoint in newest]
+
+
+def bits():
+    tests("logits: batch of 1, 7, 64; chunks; token by token; threads; f32, bf16; sparse, dense", "SameBits")
+    tests("every operation: a row does not depend on batch, chunks or threads", "DoNotDepend|DoesNotDepend|NeverDepend")
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        for dtype in ("f32", "bf16"):
+            first = weights_hashes(folder, dtype, "--threads", 2)
+            same = [a == b for a, b in zip(first, weights_hashes(folder, dtype, "--threads", 1))]
+            check(f"same seed twice, 2 and 1 threads, sparse stage in {dtype}: weights behind pretrain, warmup, sparse", "equal", str(same), all(same))
+        other = weights_hashes(folder, "f32", "--seed", 2)
+        check("another seed", "other weights", "other" if other[0] != first[0] else "equal", other[0] != first[0])
+
+
+def errors():
+    tests("bad files, flags and recipes; kill -9 and resume; Ctrl-C; damaged shard", "cli: ")
+    tests("lying and mutated safetensors, configs, shards, tokenizers", "Lies|Mutated|Impossible|Damaged|Refuse|Errors")
+
+
+def last_json(text):
+    return json.loads(text.splitlines()[-1])
+
+
+def ops():
+    results = last_json(fulgur("bench", "ops"))["results"]
+    bare = [r["name"] for r in results if r["reference_seconds"] is None]
+    check("operations with a reference beside them", f"{len(results)}", f"{len(results) - len(bare)} {bare or ''}".strip(), not bare)
+    shares = [r["share"] for r in results]
+    check("share of the limit measured", "> 0, <= 1.25", f"{min(shares):.2f} to {max(shares):.2f}", 0 < min(shares) and max(shares) <= 1.25)
+    tests("torch.library.opcheck", "opcheck")
+
+
+def train():
+    for threads in (1, 2):
+        for r in last_json(fulgur("bench", "train", "--threads", threads))["results"]:
+            ratio = r["reference_seconds"] / r["seconds"] if r["reference_seconds"] else 0
+            check(f"{r['name']} step, {threads} threads, beside plain PyTorch", "not slower",
+                  f"{ratio:.2f} times as fast, {r['tokens_per_second']:.0f} tokens/s, {r['share']:.0%} of the limit", ratio >= 1)
+
+
+def quality(name, runs, bits_bar=None):
+    for seed, s in runs.items():
+        q, at = s["indexer"], f"{name}, seed {seed}"
+        check(f"{at}: sparse minus dense", "<= .01 bits/byte", f"{s['gap']:.4f}", s["gap"] <= .01)
+        check(f"{at}: recall of the true top-k", ">= .70, window + .1", f"{q['recall']:.3f}, window {q['window_recall']:.3f}",
+              q["recall"] >= .70 and q["recall"] >= q["window_recall"] + .1)
+        check(f"{at}: attention mass of the ideal", ">= .90, above the window", f"{q['mass']:.3f}, window {q['window_mass']:.3f}",
+              q["mass"] >= .90 and q["mass"] > q["window_mass"])
+        bits = s["bits_per_byte"]
+        check(f"{at}: bits/byte behind pretrain, sparse", f"<= {bits_bar}" if bits_bar else "falls",
+              f"{bits['pretrain']['dense']:.4f}, {bits['sparse']['sparse']:.4f}",
+              bits["pretrain"]["dense"] <= bits_bar if bits_bar else bits["sparse"]["sparse"] < bits["pretrain"]["dense"])
+        print(f"        seconds {s['seconds']}", flush=True)
+
+
+def finished_run(out, *flags):
+    start = time.time()
+    if not (out / "summary.json").exists():
+        fulgur("speedrun", "--out", out, *flags)
+    return json.loads((out / "summary.json").read_text()), time.time() - start
+
+
+def kjv():
+    runs = {seed: finished_run(ROOT / f"runs/prove-kjv-{seed}", "--recipe", ROOT / "recipes/kjv.toml", "--seed", seed)[0] for seed in (1, 2, 3)}
+    quality("kjv", runs, 1.50)
+    gaps = [s["gap"] for s in runs.values()]
+    check("kjv: mean gap of three seeds", "<= .01 bits/byte", f"{statistics.mean(gaps):.4f}", statistics.mean(gaps) <= .01)
+
+
+def speedrun():
+    s, _ = finished_run(ROOT / "runs/prove-speedrun")
+    quality("speedrun", {1: s})
+    total = sum(s["seconds"].values())
+    check("speedrun: wall time, all steps", "< 600 s on two quiet cores", f"{total:.0f} s", total < 600)
+
+
+# {url: kind} of what a page shown in Chromium asked for; the kind tells the page's requests from the browser's own.
+def shown(browser, url, size, picture):
+    with tempfile.TemporaryDirectory() as folder:
+        log = pathlib.Path(folder) / "net.json"
+        done = call(browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+                    "--disable-component-update", "--disable-sync", f"--user-data-dir={folder}/profile", "--enable-logging=stderr",
+                    f"--log-net-log={log}", "--virtual-time-budget=20000", f"--window-size={size}", f"--screenshot={picture}", url)
+        events = re.findall(r'"traffic_annotation":(\d+),"url":"([^"]*)"', log.read_text())
+        return {url: kind for kind, url in events}, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def report():
+    finished_run(ROOT / "runs/prove-speedrun")
+    page = ROOT / "runs/prove-speedrun/report.html"
+    fulgur("report", page.parent)
+    if not shutil.which("chromium"):
+        call("apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "fonts-dejavu-core")
+    browser = shutil.which("chromium")
+    if not browser:
+        return check("report in Chromium", "shown", "Chromium could not be installed", False)
+    with tempfile.TemporaryDirectory() as folder:  # the check can fail: a page that does ask and complain
+        control = pathlib.Path(folder) / "control.html"
+        control.write_text('<img src="http://127.0.0.1:9/x.png"><script>console.error("said")</script>')
+        asked, console = shown(browser, control.as_uri(), "300,300", f"{folder}/control.png")
+    kind = asked.get("http://127.0.0.1:9/x.png")
+    check("a page that asks and complains is noticed", "yes", f"{kind is not None}, {len(console)} console lines", kind and console)
+    for name, size in {"desktop": "1280,5200", "phone": "500,11000"}.items():
+        picture = page.with_name(f"report-{name}.png")
+        asked, console = shown(browser, page.as_uri(), size, picture)
+        left = [url for url, its in asked.items() if its == kind and not url.startswith("file:")]
+        check(f"report, {name}: picture to look at", "made", str(picture.relative_to(ROOT)), picture.exists())
+        check(f"report, {name}: console messages", "none", str(console or "none"), not console)
+        check(f"report, {name}: requests that leave the page", "none", ", ".join(left) or "none", not left)
+
+
+def fresh():
+    for command, bar in (("test", 25 * 60), ("speedrun", 25 * 60)):
+        with tempfile.TemporaryDirectory() as folder:
+            call("git", "clone", "-q", ROOT, f"{folder}/fulgur", check=True)
+            start = time.time()
+            environment = {k: v for k, v in os.environ.items() if not k.startswith("FULGUR")} | {"CCACHE_DISABLE": "1"}
+            done = call("./dev", command, cwd=f"{folder}/fulgur", env=environment)
+            seconds = time.time() - start
+            check(f"fresh clone, first command ./dev {command}", f"exit 0, < {bar} s", f"exit {done.returncode}, {seconds:.0f} s",
+                  done.returncode == 0 and seconds < bar)
+
+
+TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh]
+
+if __name__ == "__main__":
+    BUILD = pathlib.Path(sys.argv[1]).resolve()
+    wanted = sys.argv[2:] or [topic.__name__ for topic in TOPICS]
+    unknown = set(wanted) - {topic.__name__ for topic in TOPICS}
+    if unknown or "--help" in wanted:
+        print(__doc__ if "--help" in wanted else f"[usage] ./dev prove: expected topics of {', '.join(t.__name__ for t in TOPICS)}; got {', '.join(unknown)}",
+              file=sys.stdout if "--help" in wanted else sys.stderr)
+        raise SystemExit(0 if "--help" in wanted else 2)
+    for topic in TOPICS:
+        if topic.__name__ in wanted:
+            print(topic.__name__, flush=True)
+            topic()
+    failed = sum(not c["ok"] for c in checks)
+    print(f"{len(checks) - failed} of {len(checks)} checks hold")
+    print(json.dumps({"checks": checks}))
+    raise SystemExit(failed > 0)
