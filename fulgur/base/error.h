@@ -32,7 +32,7 @@ std::string cat(const Parts&... parts) {
 }  // namespace fulgur
 
 // FULGUR_CHECK(rows == 3, "[linear] expected 3 rows, got ", rows): throws InputError; the text is built only on failure.
-#define FULGUR_CHECK(condition, ...) \
-  do {                               \
+#define FULGUR_CHECK(condition, ...)                                          \
+  do {                                                                        \
     if (!(condition)) throw ::fulgur::InputError(::fulgur::cat(__VA_ARGS__)); \
   } while (0)

@@ -14,8 +14,14 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 }  // namespace
 
 Progress::Progress(std::string name, std::string unit, int64_t total, int64_t done)
-    : name_(std::move(name)), unit_(std::move(unit)), total_(total), first_(done), done_(done),
-      terminal_(::isatty(2)), start_(std::chrono::steady_clock::now()), printed_(start_) {}
+    : name_(std::move(name)),
+      unit_(std::move(unit)),
+      total_(total),
+      first_(done),
+      done_(done),
+      terminal_(::isatty(2)),
+      start_(std::chrono::steady_clock::now()),
+      printed_(start_) {}
 
 Progress::~Progress() { print(true); }
 
@@ -32,7 +38,8 @@ void Progress::print(bool last) {
   double share = total_ > 0 ? double(done_) / double(total_) : 1;
   std::string bar(20, '.');
   for (int i = 0; i < int(share * 20) && i < 20; ++i) bar[i] = '#';
-  auto left = last ? "in " + human_time(seconds_since(start_)) : human_time(double(total_ - done_) / std::max(1e-9, rate())) + " left";
+  auto left =
+      last ? "in " + human_time(seconds_since(start_)) : human_time(double(total_ - done_) / std::max(1e-9, rate())) + " left";
   std::fprintf(stderr, "%s%-9s [%s] %3.0f%%  %s/%s %s  %s/s  %s  %s%s", terminal_ ? "\r\033[K" : "", name_.c_str(), bar.c_str(),
                100 * share, human_count(double(done_)).c_str(), human_count(double(total_)).c_str(), unit_.c_str(),
                human_count(rate()).c_str(), left.c_str(), detail_.c_str(), terminal_ && !last ? "" : "\n");

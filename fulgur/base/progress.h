@@ -25,7 +25,7 @@ class Progress {
   std::chrono::steady_clock::time_point start_, printed_;
 };
 
-std::string human_count(double value);      // 3.1M
-std::string human_time(double seconds);     // 4m 05s
+std::string human_count(double value);   // 3.1M
+std::string human_time(double seconds);  // 4m 05s
 
 }  // namespace fulgur

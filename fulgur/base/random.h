@@ -11,10 +11,10 @@ class RandomStream {
  public:
   RandomStream(uint64_t seed, std::string_view name);
 
-  uint64_t bits();            // 64 uniform bits
-  double uniform();           // [0, 1), 53 bits
-  uint64_t below(uint64_t n); // [0, n), without bias
-  float normal();             // mean 0, variance 1
+  uint64_t bits();             // 64 uniform bits
+  double uniform();            // [0, 1), 53 bits
+  uint64_t below(uint64_t n);  // [0, n), without bias
+  float normal();              // mean 0, variance 1
 
   uint64_t counter() const { return counter_; }
   void set_counter(uint64_t counter) { counter_ = counter; }

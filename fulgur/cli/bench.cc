@@ -1,4 +1,6 @@
 // Figures with their share of this machine's limits, measured in the same run, and the reference beside them.
+#include "fulgur/ops/bench.h"
+
 #include <ATen/Parallel.h>
 #include <ATen/ops/randint.h>
 
@@ -14,7 +16,6 @@
 #include "fulgur/cli/cli.h"
 #include "fulgur/cli/recipe.h"
 #include "fulgur/model/cost.h"
-#include "fulgur/ops/bench.h"
 #include "fulgur/ops/isa.h"
 #include "fulgur/ops/peaks.h"
 #include "fulgur/text/train_bpe.h"
@@ -49,29 +50,34 @@ struct Peaks {
 
 Peaks measure_peaks() { return {ops::peak_flops(1), ops::peak_bandwidth(int64_t(2) << 30)}; }
 
-Json result_json(const std::string& name, const std::string& label, double seconds, double flops, double bytes, const Peaks& peaks) {
+Json result_json(const std::string& name, const std::string& label, double seconds, double flops, double bytes,
+                 const Peaks& peaks) {
   double limit = std::max(flops / peaks.flops, bytes / peaks.bandwidth);
-  return {{"name", name}, {"case", label}, {"threads", threads()}, {"seconds", seconds}, {"flops", flops}, {"bytes", bytes},
-          {"limit_seconds", limit}, {"share", limit / seconds}};
+  return {{"name", name},   {"case", label},  {"threads", threads()},   {"seconds", seconds},
+          {"flops", flops}, {"bytes", bytes}, {"limit_seconds", limit}, {"share", limit / seconds}};
 }
 
 void print_row(const Json& r) {
   double seconds = r["seconds"];
-  std::printf("%-24s %-32s %10.3f %9.1f %8.1f %6.0f %%", r["name"].get<std::string>().c_str(), r["case"].get<std::string>().c_str(),
-              seconds * 1e3, r["flops"].get<double>() / seconds / 1e9, r["bytes"].get<double>() / seconds / 1e9, 100 * r["share"].get<double>());
+  std::printf("%-24s %-32s %10.3f %9.1f %8.1f %6.0f %%", r["name"].get<std::string>().c_str(),
+              r["case"].get<std::string>().c_str(), seconds * 1e3, r["flops"].get<double>() / seconds / 1e9,
+              r["bytes"].get<double>() / seconds / 1e9, 100 * r["share"].get<double>());
   if (r["reference_seconds"].is_null()) std::printf("%11s\n", "-");
   else std::printf(" %9.3f %6.2fx\n", r["reference_seconds"].get<double>() * 1e3, r["reference_seconds"].get<double>() / seconds);
   std::fflush(stdout);
 }
 
 void print_head(const Peaks& peaks) {
-  std::printf("peaks: %.0f GFLOP/s (best large GEMM), %.1f GB/s (reading 2 GB), %d threads, %s\n", peaks.flops / 1e9, peaks.bandwidth / 1e9,
-              threads(), isa_name(isa()));
-  std::printf("%-24s %-32s %10s %9s %8s %8s %9s %7s\n", "operation", "case", "ms", "GFLOP/s", "GB/s", "of limit", "ref ms", "faster");
+  std::printf("peaks: %.0f GFLOP/s (best large GEMM), %.1f GB/s (reading 2 GB), %d threads, %s\n", peaks.flops / 1e9,
+              peaks.bandwidth / 1e9, threads(), isa_name(isa()));
+  std::printf("%-24s %-32s %10s %9s %8s %8s %9s %7s\n", "operation", "case", "ms", "GFLOP/s", "GB/s", "of limit", "ref ms",
+              "faster");
 }
 
 void finish(const Peaks& peaks, const Json& results) {
-  Json out = {{"machine", machine_json()}, {"peaks", {{"flops", peaks.flops}, {"bytes_per_second", peaks.bandwidth}}}, {"results", results}};
+  Json out = {{"machine", machine_json()},
+              {"peaks", {{"flops", peaks.flops}, {"bytes_per_second", peaks.bandwidth}}},
+              {"results", results}};
   std::printf("%s\n", out.dump().c_str());
 }
 
@@ -120,8 +126,9 @@ Json plain_pytorch(const Options& o, const fs::path& config, const std::string& 
   auto script = resource("bench/plain_model.py");
   auto python = o.python.empty() ? fs::path(FULGUR_SOURCE_DIR) / ".venv/bin/python" : fs::path(o.python);
   if (!fs::exists(script) || !fs::exists(python)) return nullptr;
-  auto command = cat("env -u GOMP_SPINCOUNT '", python.string(), "' '", script.string(), "' --config '", config.string(), "' --stage ", stage, " --threads ", threads(),
-                     " --sequences ", sequences, " --context ", context, " --steps ", o.steps, " 2>/dev/null");
+  auto command = cat("env -u GOMP_SPINCOUNT '", python.string(), "' '", script.string(), "' --config '", config.string(),
+                     "' --stage ", stage, " --threads ", threads(), " --sequences ", sequences, " --context ", context,
+                     " --steps ", o.steps, " 2>/dev/null");
   FILE* pipe = popen(command.c_str(), "r");
   std::string out;
   char block[4096];
@@ -165,7 +172,8 @@ void bench_train(const Options& o) {
     own.insert(own.end(), after.begin(), after.end());
     double flops = train_flops(config, TrainForm(stage.kind), stage.context) * double(stage.batch_tokens);
     double bytes = 28.0 * double(count_parameters(config).total);  // the optimiser's pass alone
-    Json r = result_json("train " + name, cat(stage.batch_tokens, " tokens, context ", stage.context), median(own), flops, bytes, peaks);
+    Json r = result_json("train " + name, cat(stage.batch_tokens, " tokens, context ", stage.context), median(own), flops, bytes,
+                         peaks);
     r["tokens_per_second"] = double(stage.batch_tokens) / r["seconds"].get<double>();
     r["reference_seconds"] = reference;
     print_row(r);
@@ -179,7 +187,8 @@ void bench_train(const Options& o) {
 
 void add_bench(CLI::App& app, Common&) {
   auto o = std::make_shared<Options>();
-  auto* command = app.add_subcommand("bench", "Figures with their share of this machine's limits; the last line is one JSON object");
+  auto* command =
+      app.add_subcommand("bench", "Figures with their share of this machine's limits; the last line is one JSON object");
   command->require_subcommand(1);
   command->footer("Example:\n  fulgur bench ops --threads 1");
   auto* ops = command->add_subcommand("ops", "Every operation beside its reference in ATen");
@@ -191,7 +200,9 @@ void add_bench(CLI::App& app, Common&) {
   train->add_option("--filter", o->filter, "Only stages whose name has this in it");
   train->add_option("--recipe", o->recipe, "Recipe (default: recipes/speedrun.toml)");
   train->add_option("--python", o->python, "A Python with torch (default: .venv of the source folder)");
-  train->add_option("--steps", o->steps, "Timed steps before and after the reference")->capture_default_str()->check(CLI::PositiveNumber);
+  train->add_option("--steps", o->steps, "Timed steps before and after the reference")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   train->footer("Example:\n  fulgur bench train --threads 1 --filter sparse");
   train->callback([=] { bench_train(*o); });
 }

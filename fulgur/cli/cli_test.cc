@@ -46,12 +46,14 @@ class Program : public testing::Test {
   // A run directory's tokenizer and shards, from a text that repeats with small changes; and a tiny recipe.
   void make_data() {
     std::string text;
-    for (int i = 0; i < 6000; ++i) text += cat("line ", i % 97, " says that ", (i * 7) % 31, " is not ", i % 5, i % 9 ? ". " : ".\n");
+    for (int i = 0; i < 6000; ++i)
+      text += cat("line ", i % 97, " says that ", (i * 7) % 31, " is not ", i % 5, i % 9 ? ". " : ".\n");
     fs::create_directories(folder / "text");
     for (int i = 0; i < 20; ++i) write_file_atomic(folder / "text" / cat(i, ".txt"), text.substr(i * 3000, 6000));
     write_file_atomic(folder / "tiny.toml",
                       "scale = 0.25\ntext = \"text\"\nvocab_size = 300\nholdout_every = 5\n"
-                      "[pretrain]\ntokens = \"1M\"\ncontext = 64\nbatch_tokens = 256\nmicro_tokens = 128\nwarmup_steps = 3\ncheckpoint_every = 5\nprobe_every = 7\n"
+                      "[pretrain]\ntokens = \"1M\"\ncontext = 64\nbatch_tokens = 256\nmicro_tokens = 128\nwarmup_steps = "
+                      "3\ncheckpoint_every = 5\nprobe_every = 7\n"
                       "[warmup]\ntokens = \"64k\"\ncontext = 64\nbatch_tokens = 256\nmicro_tokens = 256\ncheckpoint_every = 5\n"
                       "[sparse]\ntokens = \"64k\"\ncontext = 64\nbatch_tokens = 256\nmicro_tokens = 256\ncheckpoint_every = 5\n");
     ASSERT_EQ(run("tokenizer train text --vocab-size 300 --out tok.json").code, 0);
@@ -62,8 +64,9 @@ class Program : public testing::Test {
 };
 
 TEST_F(Program, HelpOfEveryCommandHasAnExample) {
-  for (std::string command : {"", "speedrun", "tokenizer train", "tokenizer encode", "tokenizer decode", "data pack", "train pretrain",
-                              "train warmup", "train sparse", "forward", "generate", "inspect", "eval perplexity", "report", "bench ops", "bench train"}) {
+  for (std::string command :
+       {"", "speedrun", "tokenizer train", "tokenizer encode", "tokenizer decode", "data pack", "train pretrain", "train warmup",
+        "train sparse", "forward", "generate", "inspect", "eval perplexity", "report", "bench ops", "bench train"}) {
     auto help = run(command + " --help");
     EXPECT_EQ(help.code, 0) << command;
     EXPECT_NE(help.out.find("Example:\n  "), std::string::npos) << command << "\n" << help.out;
@@ -84,7 +87,8 @@ TEST_F(Program, BadFilesExitWith1NameTheFileAndLeaveNothingBehind) {
   auto forward = [&](const std::string& config, const std::string& weights, const std::string& input) {
     return run(cat("forward --config '", config, "' --weights '", weights, "' --input '", input, "' --output out.safetensors"));
   };
-  std::string config = kGolden + "dsa-small/config.json", weights = kGolden + "weights/model.safetensors", input = kGolden + "dsa-small/inputs.safetensors";
+  std::string config = kGolden + "dsa-small/config.json", weights = kGolden + "weights/model.safetensors",
+              input = kGolden + "dsa-small/inputs.safetensors";
   auto bytes = read_file(weights);
   write_file_atomic(folder / "cut.safetensors", bytes.substr(0, bytes.size() / 2));
   write_file_atomic(folder / "junk.safetensors", "not a model at all, just text");
@@ -136,7 +140,8 @@ TEST_F(Program, ARecipesMistakesAreNamedWithTheirLine) {
 
 TEST_F(Program, TokenizerSpeaksJsonLines) {
   make_data();
-  auto encoded = run("tokenizer encode --tokenizer tok.json", "{\"id\": 7, \"text\": \"line 3 says\", \"other\": 1}\nnonsense\n\n{\"id\": 8}\n");
+  auto encoded = run("tokenizer encode --tokenizer tok.json",
+                     "{\"id\": 7, \"text\": \"line 3 says\", \"other\": 1}\nnonsense\n\n{\"id\": 8}\n");
   EXPECT_EQ(encoded.code, 0);
   auto first = Json::parse(encoded.out.substr(0, encoded.out.find('\n')));
   EXPECT_EQ(first["id"], 7);
@@ -151,7 +156,9 @@ TEST_F(Program, KilledAtAnyTimeTheSameRunGoesOnToTheSameWeights) {
     return cat("train pretrain tiny.toml --data shards --out ", out, " --tokens 16128", resume ? " --resume" : "");
   };
   ASSERT_EQ(run(train("whole", false)).code, 0);
-  auto weights = [&](const std::string& out) { return read_file(folder / out / "checkpoints/pretrain-00000063/model.safetensors"); };
+  auto weights = [&](const std::string& out) {
+    return read_file(folder / out / "checkpoints/pretrain-00000063/model.safetensors");
+  };
   for (int delay_ms : {350, 700}) {
     auto out = cat("killed-", delay_ms);
     bool finished = false;
@@ -221,7 +228,9 @@ TEST_F(Program, TheWholeRecipeFromTextToReportAndGenerate) {
   EXPECT_EQ(again.code, 0);
   auto text = run("generate --model r --prompt 'line ' --max-tokens 20 --seed 3 --json 2>/dev/null");
   EXPECT_EQ(text.code, 0);
-  EXPECT_EQ(Json::parse(text.out)["ids"], Json::parse(run("generate --model r --prompt 'line ' --max-tokens 20 --seed 3 --json --threads 1 2>/dev/null").out)["ids"]);
+  EXPECT_EQ(
+      Json::parse(text.out)["ids"],
+      Json::parse(run("generate --model r --prompt 'line ' --max-tokens 20 --seed 3 --json --threads 1 2>/dev/null").out)["ids"]);
   EXPECT_EQ(run("eval perplexity --model r --contexts 16 64").code, 0);
   EXPECT_EQ(run("inspect r --json").code, 0);
 }

@@ -35,7 +35,9 @@ void train(const TokenizerOptions& options, bool json) {
   auto model = train_bpe(words, bpe);
   write_file_atomic(options.out, tokenizer_json(model, bpe, deepseek_patterns()).dump(1) + "\n");
   if (json) std::printf("%s\n", Json{{"out", options.out}, {"vocab_size", model.vocab.size()}, {"bytes", bytes}}.dump().c_str());
-  else std::printf("%s: %zu tokens from %s of text\n", options.out.c_str(), model.vocab.size(), (human_count(double(bytes)) + "B").c_str());
+  else
+    std::printf("%s: %zu tokens from %s of text\n", options.out.c_str(), model.vocab.size(),
+                (human_count(double(bytes)) + "B").c_str());
 }
 
 // Reads cases from standard input, one JSON object a line, and answers each with `answer`'s fields or with "error".
@@ -133,7 +135,8 @@ void add_data(CLI::App& app, Common& common) {
   packer->add_option("inputs", flags->inputs, "Files and folders")->required();
   packer->add_option("--tokenizer", flags->tokenizer, "tokenizer.json; a copy goes into the folder")->required();
   packer->add_option("--out", flags->out, "Folder of shards to write")->required();
-  packer->add_option("--holdout-every", flags->holdout_every, "Every n-th document is for validation (default: one of 50, drawn)");
+  packer->add_option("--holdout-every", flags->holdout_every,
+                     "Every n-th document is for validation (default: one of 50, drawn)");
   packer->add_option("--seed", flags->seed, "Draws the validation documents")->capture_default_str();
   packer->footer("Example:\n  fulgur data pack notes/ --tokenizer tokenizer.json --out shards");
   packer->callback([=, &common] { pack_command(*flags, common.json); });

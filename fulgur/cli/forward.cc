@@ -24,7 +24,8 @@ Transformer open_model(const Options& o) {
 const at::Tensor& input(const Tensors& inputs, const std::string& file, const std::string& name) {
   FULGUR_CHECK(inputs.contains(name), "[forward] ", file, ": expected a tensor ", name, ", got none");
   const auto& tensor = inputs.at(name);
-  FULGUR_CHECK(at::isIntegralType(tensor.scalar_type(), false), "[forward] ", file, ": ", name, ": expected whole numbers, got ", tensor.scalar_type());
+  FULGUR_CHECK(at::isIntegralType(tensor.scalar_type(), false), "[forward] ", file, ": ", name, ": expected whole numbers, got ",
+               tensor.scalar_type());
   return tensor;
 }
 
@@ -34,8 +35,11 @@ void forward(const Options& o, bool json) {
   Tensors replay;
   if (!o.replay.empty()) replay = read_safetensors(o.replay);
   DumpOptions options{.attention = o.attention == "dense" ? Attention::dense : Attention::sparse,
-                      .type = o.dtype == "bf16" ? at::kBFloat16 : at::kFloat, .chunk = o.chunk, .hadamard = o.hadamard,
-                      .simulate_fp8 = o.simulate_fp8, .replay = o.replay.empty() ? nullptr : &replay};
+                      .type = o.dtype == "bf16" ? at::kBFloat16 : at::kFloat,
+                      .chunk = o.chunk,
+                      .hadamard = o.hadamard,
+                      .simulate_fp8 = o.simulate_fp8,
+                      .replay = o.replay.empty() ? nullptr : &replay};
   Tensors out;
   if (o.dump == "greedy") out = dump_greedy(model, input(inputs, o.input, "prompt"), o.steps, options);
   else if (o.dump == "forward") out = dump_forward(model, input(inputs, o.input, "tokens"), options);
@@ -57,15 +61,23 @@ void add_forward(CLI::App& app, Common& common) {
   command->add_option("--weights", o->weights, "A .safetensors file or folder, with --config");
   command->add_option("--input", o->input, "Safetensors file with int32 tokens [B, T]; for greedy: prompt")->required();
   command->add_option("--output", o->output, "Safetensors file to write")->required();
-  command->add_option("--dump", o->dump, "What to write")->capture_default_str()->check(CLI::IsMember({"forward", "grad", "kl", "greedy", "logits"}));
-  command->add_option("--attention", o->attention, "Form of attention")->capture_default_str()->check(CLI::IsMember({"sparse", "dense"}));
+  command->add_option("--dump", o->dump, "What to write")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"forward", "grad", "kl", "greedy", "logits"}));
+  command->add_option("--attention", o->attention, "Form of attention")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"sparse", "dense"}));
   command->add_option("--dtype", o->dtype, "Activations")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
-  command->add_option("--chunk", o->chunk, "With --dump logits: tokens a call through the cache (default: one pass)")->check(CLI::PositiveNumber);
-  command->add_option("--steps", o->steps, "With --dump greedy: tokens to decode")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--chunk", o->chunk, "With --dump logits: tokens a call through the cache (default: one pass)")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--steps", o->steps, "With --dump greedy: tokens to decode")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   command->add_option("--replay", o->replay, "Force layer.i.selected and layer.i.experts of this file");
   command->add_flag("--hadamard", o->hadamard, "Rotate the indexer's queries and keys");
   command->add_flag("--simulate-fp8", o->simulate_fp8, "Quantise and dequantise indexer vectors and latents");
-  command->footer("Example:\n  fulgur forward --model runs/speedrun --input in.safetensors --output out.safetensors --dump logits");
+  command->footer(
+      "Example:\n  fulgur forward --model runs/speedrun --input in.safetensors --output out.safetensors --dump logits");
   command->callback([=, &common] { forward(*o, common.json); });
 }
 

@@ -40,8 +40,13 @@ Json machine_json() {
       cpu = line.substr(line.find(':') + 2);
       break;
     }
-  return {{"host", host}, {"cpu", cpu}, {"threads", threads()}, {"isa", isa_name(isa())},
-          {"fulgur", FULGUR_VERSION}, {"torch", FULGUR_TORCH_VERSION}, {"compiler", __VERSION__}};
+  return {{"host", host},
+          {"cpu", cpu},
+          {"threads", threads()},
+          {"isa", isa_name(isa())},
+          {"fulgur", FULGUR_VERSION},
+          {"torch", FULGUR_TORCH_VERSION},
+          {"compiler", __VERSION__}};
 }
 
 namespace {
@@ -75,8 +80,8 @@ int run(int argc, char** argv) {
     if (thread_count > 0) set_threads(thread_count);
     if (!isa_name.empty()) set_isa(isa_name);
   });
-  for (auto add : {add_speedrun, add_tokenizer, add_data, add_train, add_forward, add_generate, add_inspect, add_eval,
-                   add_report, add_bench})
+  for (auto add : {add_speedrun, add_tokenizer, add_data, add_train, add_forward, add_generate, add_inspect, add_eval, add_report,
+                   add_bench})
     add(app, common);
 
   struct sigaction action = {};

@@ -1,7 +1,8 @@
 #include "fulgur/cli/recipe.h"
 
-#include <cmath>
 #include <toml++/toml.h>
+
+#include <cmath>
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/file.h"
@@ -10,20 +11,20 @@
 namespace fulgur::cli {
 namespace {
 
-std::string where(const std::string& file, const toml::node& node) {
-  return cat(file, ":", node.source().begin.line);
-}
+std::string where(const std::string& file, const toml::node& node) { return cat(file, ":", node.source().begin.line); }
 
 double number(const std::string& file, const std::string& key, const toml::node& node) {
   if (auto text = node.value_exact<std::string>()) {
     try {
       return parse_count(*text, key);
     } catch (const UsageError&) {
-      throw InputError(cat("[recipe] ", where(file, node), ": ", key, ": expected a number or one such as \"3M\", got \"", *text, "\""));
+      throw InputError(
+          cat("[recipe] ", where(file, node), ": ", key, ": expected a number or one such as \"3M\", got \"", *text, "\""));
     }
   }
   auto value = node.value<double>();
-  FULGUR_CHECK(value && std::isfinite(*value), "[recipe] ", where(file, node), ": ", key, ": expected a number, got something else");
+  FULGUR_CHECK(value && std::isfinite(*value), "[recipe] ", where(file, node), ": ", key,
+               ": expected a number, got something else");
   return *value;
 }
 
@@ -31,7 +32,7 @@ void assign(const std::string& file, const std::string& key, const toml::node& n
   field = number(file, key, node);
 }
 template <class Integer>
-  requires std::is_integral_v<Integer>
+requires std::is_integral_v<Integer>
 void assign(const std::string& file, const std::string& key, const toml::node& node, Integer& field) {
   double value = number(file, key, node);
   FULGUR_CHECK(value == std::floor(value) && value >= 0 && value < 9e15, "[recipe] ", where(file, node), ": ", key,
@@ -71,9 +72,7 @@ Json model_value(const std::string& file, const toml::node& node) {
 
 }  // namespace
 
-StageConfig& Recipe::stage(const std::string& name) {
-  return name == "pretrain" ? pretrain : name == "warmup" ? warmup : sparse;
-}
+StageConfig& Recipe::stage(const std::string& name) { return name == "pretrain" ? pretrain : name == "warmup" ? warmup : sparse; }
 
 Recipe read_recipe(const std::filesystem::path& path, double scale) {
   std::string file = path.string();
@@ -95,8 +94,10 @@ Recipe read_recipe(const std::filesystem::path& path, double scale) {
     else if ((name == "pretrain" || name == "warmup" || name == "sparse") && node.is_table())
       read_stage(file, name, *node.as_table(), recipe.stage(name));
     else
-      throw InputError(cat("[recipe] ", where(file, node), ": expected scale, seed, text, vocab_size, holdout_every or the "
-                           "tables model, pretrain, warmup, sparse; got ", name));
+      throw InputError(cat("[recipe] ", where(file, node),
+                           ": expected scale, seed, text, vocab_size, holdout_every or the "
+                           "tables model, pretrain, warmup, sparse; got ",
+                           name));
   }
   if (scale > 0) recipe.scale = scale;
   model_config(recipe);
@@ -108,8 +109,12 @@ Recipe read_recipe(const std::filesystem::path& path, double scale) {
 }
 
 Json recipe_json(const Recipe& recipe) {
-  Json out = {{"scale", recipe.scale}, {"seed", recipe.seed}, {"text", recipe.text}, {"vocab_size", recipe.vocab_size},
-              {"holdout_every", recipe.holdout_every}, {"model", recipe.model}};
+  Json out = {{"scale", recipe.scale},
+              {"seed", recipe.seed},
+              {"text", recipe.text},
+              {"vocab_size", recipe.vocab_size},
+              {"holdout_every", recipe.holdout_every},
+              {"model", recipe.model}};
   for (std::string name : {"pretrain", "warmup", "sparse"})
     visit_stage(const_cast<Recipe&>(recipe).stage(name), [&](const char* key, const auto& value) { out[name][key] = value; });
   return out;
@@ -140,7 +145,8 @@ ModelConfig model_config(const Recipe& recipe) {
   c.max_position_embeddings = recipe.pretrain.context;
   Json json = config_json(c);
   for (const auto& [key, value] : recipe.model.items()) {
-    FULGUR_CHECK(json.contains(key) || key == "rope_scaling", "[recipe] model.", key, ": expected a key of config.json, got an unknown one");
+    FULGUR_CHECK(json.contains(key) || key == "rope_scaling", "[recipe] model.", key,
+                 ": expected a key of config.json, got an unknown one");
     json[key] = value;
   }
   return parse_config(json, "recipe [model]");

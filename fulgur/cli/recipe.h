@@ -14,10 +14,10 @@ namespace fulgur::cli {
 struct Recipe {
   double scale = 1;
   uint64_t seed = 1;
-  std::string text = "mix";    // "mix", "kjv" (fetched from Debian packages), or a path
+  std::string text = "mix";  // "mix", "kjv" (fetched from Debian packages), or a path
   int64_t vocab_size = 4096;
-  int64_t holdout_every = 0;   // as in PackOptions
-  Json model = Json::object(); // overrides of config.json keys
+  int64_t holdout_every = 0;    // as in PackOptions
+  Json model = Json::object();  // overrides of config.json keys
   StageConfig pretrain{.kind = StageKind::pretrain}, warmup{.kind = StageKind::warmup}, sparse{.kind = StageKind::sparse};
 
   StageConfig& stage(const std::string& name);

@@ -35,7 +35,9 @@ Run::Run(fs::path given, const Recipe& given_recipe) : folder(std::move(given)),
     return;
   }
   fs::create_directories(data);
-  record_ = {{"recipe", recipe_json(recipe)}, {"model", config_json(model_config(recipe))}, {"machine", machine_json()},
+  record_ = {{"recipe", recipe_json(recipe)},
+             {"model", config_json(model_config(recipe))},
+             {"machine", machine_json()},
              {"steps", Json::object()}};
   save();
 }
@@ -64,7 +66,8 @@ void Run::text() {
     for (char c : (folder / "text").string()) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
     auto command = cat("'", resource("recipes/fetch_text.sh").string(), "' ", recipe.text == "kjv" ? "--kjv " : "", quoted, "'");
     int status = std::system(command.c_str());
-    FULGUR_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "[text] expected recipes/fetch_text.sh to fetch text, got exit code ",
+    FULGUR_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0,
+                 "[text] expected recipes/fetch_text.sh to fetch text, got exit code ",
                  WIFEXITED(status) ? WEXITSTATUS(status) : -1, "\n  hint: fulgur speedrun --data PATH takes your own text");
   });
 }
@@ -76,16 +79,22 @@ void Run::tokenizer() {
     for_each_document(text_path(), [&](const Document& document) {
       for (auto piece : splitter.split(document.text)) ++words[std::string(piece)];
     });
-    BpeOptions options{.vocab_size = recipe.vocab_size, .min_frequency = 2, .special_tokens = {"<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"}};
-    write_file_atomic(data / "tokenizer.json", tokenizer_json(train_bpe(words, options), options, deepseek_patterns()).dump(1) + "\n");
+    BpeOptions options{.vocab_size = recipe.vocab_size,
+                       .min_frequency = 2,
+                       .special_tokens = {"<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"}};
+    write_file_atomic(data / "tokenizer.json",
+                      tokenizer_json(train_bpe(words, options), options, deepseek_patterns()).dump(1) + "\n");
   });
 }
 
 void Run::pack() {
   once("pack", "pack      tokens into shards", [&] {
     std::unique_ptr<Progress> progress;
-    auto summary = fulgur::pack({.inputs = {text_path()}, .tokenizer = data / "tokenizer.json", .out = data,
-                                 .holdout_every = recipe.holdout_every, .seed = recipe.seed},
+    auto summary = fulgur::pack({.inputs = {text_path()},
+                                 .tokenizer = data / "tokenizer.json",
+                                 .out = data,
+                                 .holdout_every = recipe.holdout_every,
+                                 .seed = recipe.seed},
                                 [&](int64_t done, int64_t total) {
                                   if (!progress) progress = std::make_unique<Progress>("pack", "B", total);
                                   progress->update(done);
@@ -111,7 +120,8 @@ fs::path Run::initial_model() {
 bool Run::train(const std::string& stage, const fs::path& start) {
   if (g_stop) return false;
   fs::path model = start;
-  if (model.empty()) model = stage == "pretrain" ? initial_model() : find_model(folder, stage == "warmup" ? "pretrain" : "warmup");
+  if (model.empty())
+    model = stage == "pretrain" ? initial_model() : find_model(folder, stage == "warmup" ? "pretrain" : "warmup");
   auto result = train_stage(effective_stage(recipe, stage), {.run = folder, .data = data, .model = model, .stop = &g_stop});
   return result.finished;
 }
@@ -125,10 +135,12 @@ void Run::evaluate() {
     Json stages = Json::array();
     for (std::string stage : {"pretrain", "warmup"}) {
       auto earlier = load_model(find_model(folder, stage));
-      stages.push_back({{"stage", stage}, {"perplexity", evaluate_perplexity(earlier, data, forms, {context}, kEvalTokens, at::kFloat)},
+      stages.push_back({{"stage", stage},
+                        {"perplexity", evaluate_perplexity(earlier, data, forms, {context}, kEvalTokens, at::kFloat)},
                         {"indexer", evaluate_indexer(earlier, data, context, 16)}});
     }
-    stages.push_back({{"stage", "sparse"}, {"perplexity", evaluate_perplexity(model, data, forms, contexts, kEvalTokens, at::kFloat)},
+    stages.push_back({{"stage", "sparse"},
+                      {"perplexity", evaluate_perplexity(model, data, forms, contexts, kEvalTokens, at::kFloat)},
                       {"indexer", evaluate_indexer(model, data, context, 16)}});
     std::vector<int64_t> lengths;
     for (int64_t length = context / 2; length <= 8 * context; length *= 2) lengths.push_back(length);

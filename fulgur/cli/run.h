@@ -12,13 +12,13 @@ struct Run {
   // Opens or makes the directory. Throws InputError when run.json was written by another recipe.
   Run(std::filesystem::path folder, const Recipe& recipe);
 
-  void text();        // fetched or the user's own -> text path
-  void tokenizer();   // -> data/tokenizer.json
-  void pack();        // -> data/*.bin
+  void text();       // fetched or the user's own -> text path
+  void tokenizer();  // -> data/tokenizer.json
+  void pack();       // -> data/*.bin
   // Starts from the newest checkpoint of the stage before, or from fresh weights. False when stopped by a signal.
   bool train(const std::string& stage, const std::filesystem::path& start = {});
-  void evaluate();    // -> eval.json, samples/
-  void report();      // -> report.html
+  void evaluate();  // -> eval.json, samples/
+  void report();    // -> report.html
 
   std::filesystem::path folder, data;
   Recipe recipe;

@@ -50,7 +50,8 @@ void print(const Json& s) {
     total += seconds.get<double>();
     if (s["tokens"].contains(step)) std::printf(" %10s", human_count(s["tokens"][step].get<double>()).c_str());
     if (s["bits_per_byte"].contains(step))
-      for (const auto& [form, bits] : s["bits_per_byte"][step].items()) std::printf("   %s %.4f", form.c_str(), bits.get<double>());
+      for (const auto& [form, bits] : s["bits_per_byte"][step].items())
+        std::printf("   %s %.4f", form.c_str(), bits.get<double>());
     std::printf("\n");
   }
   std::printf("%-10s %10.1f\n\n", "all", total);
@@ -61,7 +62,8 @@ void print(const Json& s) {
 }
 
 int speedrun(const Options& options, bool json) {
-  Recipe recipe = read_recipe(options.recipe.empty() ? resource("recipes/speedrun.toml") : fs::path(options.recipe), options.scale);
+  Recipe recipe =
+      read_recipe(options.recipe.empty() ? resource("recipes/speedrun.toml") : fs::path(options.recipe), options.scale);
   if (options.seed > 0) recipe.seed = options.seed;
   if (!options.text.empty()) {
     FULGUR_CHECK(fs::exists(options.text), "[speedrun] --data ", options.text, ": expected a file or folder, got nothing there");
@@ -83,7 +85,8 @@ int speedrun(const Options& options, bool json) {
     return 0;
   }
   print(figures);
-  std::printf("report: %s/report.html\ntry it: build/bin/fulgur generate --model %s --prompt \"The \"\n", options.out.c_str(), options.out.c_str());
+  std::printf("report: %s/report.html\ntry it: build/bin/fulgur generate --model %s --prompt \"The \"\n", options.out.c_str(),
+              options.out.c_str());
   return 0;
 }
 

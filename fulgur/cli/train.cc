@@ -17,10 +17,11 @@ struct Options {
 void set_field(const std::string& flag, const std::string& text, std::string& field) { (void)flag, field = text; }
 void set_field(const std::string& flag, const std::string& text, double& field) { field = parse_count(text, flag); }
 template <class Integer>
-  requires std::is_integral_v<Integer>
+requires std::is_integral_v<Integer>
 void set_field(const std::string& flag, const std::string& text, Integer& field) {
   double value = parse_count(text, flag);
-  if (value < 0 || value != double(Integer(value))) throw UsageError(cat("[usage] ", flag, ": expected a whole number, got ", text));
+  if (value < 0 || value != double(Integer(value)))
+    throw UsageError(cat("[usage] ", flag, ": expected a whole number, got ", text));
   field = Integer(value);
 }
 
@@ -38,7 +39,8 @@ int train(const std::string& stage, const Options& options, bool json) {
   auto checkpoints = fs::path(options.out) / "checkpoints";
   bool begun = false;
   if (fs::is_directory(checkpoints))
-    for (const auto& entry : fs::directory_iterator(checkpoints)) begun |= entry.path().filename().string().rfind(stage + "-", 0) == 0;
+    for (const auto& entry : fs::directory_iterator(checkpoints))
+      begun |= entry.path().filename().string().rfind(stage + "-", 0) == 0;
   if (begun && !options.resume)
     throw InputError(cat("[train] ", options.out, ": expected a run without a ", stage, " stage, got one that has begun"),
                      "--resume goes on with it; or give another --out");
@@ -56,14 +58,16 @@ void add_stage(CLI::App& train_command, Common& common, const std::string& stage
   command->add_option("recipe", options->recipe, "Recipe, a TOML file")->required();
   command->add_option("--out", options->out, "Run directory")->required();
   command->add_option("--data", options->data, "Folder of token shards with tokenizer.json (default: RUN/data)");
-  command->add_option("--model", options->model, stage == "pretrain" ? "Start from this model (default: fresh weights)"
-                                                                     : "Start from this model (default: the stage before, of the run)");
+  command->add_option("--model", options->model,
+                      stage == "pretrain" ? "Start from this model (default: fresh weights)"
+                                          : "Start from this model (default: the stage before, of the run)");
   command->add_flag("--resume", options->resume, "Go on from the stage's newest checkpoint");
   StageConfig defaults;
   visit_stage(defaults, [&](const char* key, const auto& value) {
     std::string name = key;
-    command->add_option_function<std::string>(flag_name(key), [options, name](const std::string& typed) { options->flags[name] = typed; },
-                                              cat("Instead of the recipe's ", stage, ".", key, " (default ", value, ")"));
+    command->add_option_function<std::string>(
+        flag_name(key), [options, name](const std::string& typed) { options->flags[name] = typed; },
+        cat("Instead of the recipe's ", stage, ".", key, " (default ", value, ")"));
   });
   command->footer(cat("Example:\n  fulgur train ", stage, " recipes/speedrun.toml --out runs/a --data shards --tokens 1M"));
   command->callback([=, &common] { common.exit_code = train(stage, *options, common.json); });

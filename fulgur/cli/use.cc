@@ -46,8 +46,7 @@ void generate_command(Options o, Common& common) {
   auto text = valid_utf8(tokenizer.decode(made, true));
   if (common.json)
     std::printf("%s\n", Json{{"prompt", o.prompt}, {"text", text}, {"ids", made}, {"seconds", seconds}}.dump().c_str());
-  else
-    std::printf("\n"), std::fprintf(stderr, "%zu tokens, %.0f tokens/s\n", made.size(), double(made.size()) / seconds);
+  else std::printf("\n"), std::fprintf(stderr, "%zu tokens, %.0f tokens/s\n", made.size(), double(made.size()) / seconds);
   if (g_stop) common.exit_code = kStopped;
 }
 
@@ -59,14 +58,15 @@ void inspect_command(const Options& o, bool json) {
   std::printf("%s\n", folder.c_str());
   for (const auto& [key, value] : out["config"].items()) std::printf("  %-28s %s\n", key.c_str(), value.dump().c_str());
   auto parameters = count_parameters(config);
-  std::printf("\nparameters  %s, of which a token uses %s; indexers %s, MTP layer %s\n", human_count(double(parameters.total)).c_str(),
-              human_count(double(parameters.active)).c_str(), human_count(double(parameters.indexers)).c_str(),
-              human_count(double(parameters.mtp)).c_str());
+  std::printf("\nparameters  %s, of which a token uses %s; indexers %s, MTP layer %s\n",
+              human_count(double(parameters.total)).c_str(), human_count(double(parameters.active)).c_str(),
+              human_count(double(parameters.indexers)).c_str(), human_count(double(parameters.mtp)).c_str());
   std::printf("\n%-10s %14s %14s %14s %14s\n", "position", "dense FLOP", "sparse FLOP", "dense cache B", "sparse cache B");
   for (int64_t position = 1024; position <= 131072; position *= 2) {
     auto dense = token_cost(config, Form::dense, position, 4), sparse = token_cost(config, Form::sparse, position, 4);
     std::printf("%-10lld %14s %14s %14s %14s\n", static_cast<long long>(position), human_count(dense.flops).c_str(),
-                human_count(sparse.flops).c_str(), human_count(dense.cache_bytes).c_str(), human_count(sparse.cache_bytes).c_str());
+                human_count(sparse.flops).c_str(), human_count(dense.cache_bytes).c_str(),
+                human_count(sparse.cache_bytes).c_str());
   }
 }
 
@@ -94,11 +94,18 @@ void add_generate(CLI::App& app, Common& common) {
   auto* command = app.add_subcommand("generate", "Text from a model, token by token through the cache");
   command->add_option("--model", o->model, "Model folder or run directory")->required();
   command->add_option("--prompt", o->prompt, "Text to go on from")->required();
-  command->add_option("--max-tokens", o->generate.max_tokens, "New tokens at most")->capture_default_str()->check(CLI::PositiveNumber);
-  command->add_option("--temperature", o->generate.temperature, "0: the most likely token")->capture_default_str()->check(CLI::NonNegativeNumber);
-  command->add_option("--top-p", o->generate.top_p, "Sample from the most likely tokens of this probability")->capture_default_str();
+  command->add_option("--max-tokens", o->generate.max_tokens, "New tokens at most")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command->add_option("--temperature", o->generate.temperature, "0: the most likely token")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--top-p", o->generate.top_p, "Sample from the most likely tokens of this probability")
+      ->capture_default_str();
   command->add_option("--seed", o->generate.seed, "Same seed, same text")->capture_default_str();
-  command->add_option("--attention", o->attention, "Form of attention")->capture_default_str()->check(CLI::IsMember({"sparse", "dense"}));
+  command->add_option("--attention", o->attention, "Form of attention")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"sparse", "dense"}));
   command->add_option("--dtype", o->dtype, "Activations")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
   command->footer("Example:\n  fulgur generate --model runs/speedrun --prompt \"In the beginning\" --temperature 0.7");
   command->callback([=, &common] { generate_command(*o, common); });
@@ -120,7 +127,8 @@ void add_eval(CLI::App& app, Common& common) {
   auto* perplexity = command->add_subcommand("perplexity", "Bits per byte of held-out text, by form of attention and context");
   perplexity->add_option("--model", o->model, "Model folder or run directory")->required();
   perplexity->add_option("--data", o->data, "Folder of token shards with a validation split (default: MODEL/data)");
-  perplexity->add_option("--forms", o->forms, "dense, sparse, window (last k, 4 of them sinks)")->check(CLI::IsMember({"dense", "sparse", "window"}));
+  perplexity->add_option("--forms", o->forms, "dense, sparse, window (last k, 4 of them sinks)")
+      ->check(CLI::IsMember({"dense", "sparse", "window"}));
   perplexity->add_option("--contexts", o->contexts, "Tokens a sequence (default: the model's)")->check(CLI::PositiveNumber);
   perplexity->add_option("--tokens", o->tokens, "Tokens to read at most")->capture_default_str()->check(CLI::PositiveNumber);
   perplexity->add_option("--dtype", o->dtype, "Activations")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));

@@ -24,8 +24,8 @@ struct Input {
                  "[forward] tokens: expected int32 [batch, 3 or more], got ", tokens.sizes());
     auto range = tokens_BT.aminmax();
     FULGUR_CHECK(std::get<0>(range).item<int>() >= 0 && std::get<1>(range).item<int>() < model.config().vocab_size,
-                 "[forward] tokens: expected ids below ", model.config().vocab_size, ", got ",
-                 std::get<0>(range).item<int>(), " to ", std::get<1>(range).item<int>());
+                 "[forward] tokens: expected ids below ", model.config().vocab_size, ", got ", std::get<0>(range).item<int>(),
+                 " to ", std::get<1>(range).item<int>());
     B = tokens.size(0), T = tokens.size(1);
     batch = pack_documents(tokens_BT.flatten(), std::vector<int64_t>(B, T));
   }
@@ -53,8 +53,8 @@ Replay replay_of(const Tensors& dump, const Input& in, int64_t layers) {
   replay.selected_NK.resize(layers), replay.experts_Nk.resize(layers);
   auto all_rows = [&](const std::string& name) -> at::Tensor {
     auto x = dump.at(name).to(at::kInt);
-    FULGUR_CHECK(x.dim() == 3 && x.size(0) == in.B && (x.size(1) == in.T || x.size(1) == in.T - 1), "[forward] replay ",
-                 name, ": expected [", in.B, ", ", in.T, ", k], got ", x.sizes());
+    FULGUR_CHECK(x.dim() == 3 && x.size(0) == in.B && (x.size(1) == in.T || x.size(1) == in.T - 1), "[forward] replay ", name,
+                 ": expected [", in.B, ", ", in.T, ", k], got ", x.sizes());
     if (x.size(1) == in.T - 1) x = at::cat({x, x.narrow(1, in.T - 2, 1)}, 1);
     return x.flatten(0, 1).contiguous();
   };
@@ -70,8 +70,8 @@ Replay replay_of(const Tensors& dump, const Input& in, int64_t layers) {
 }
 
 ForwardOptions forward_options(const DumpOptions& options) {
-  return {.attention = options.attention, .type = options.type, .hadamard = options.hadamard,
-          .simulate_fp8 = options.simulate_fp8};
+  return {
+      .attention = options.attention, .type = options.type, .hadamard = options.hadamard, .simulate_fp8 = options.simulate_fp8};
 }
 
 // Scores [N, S] of packed sequences -> [B, keep, T], 0 where a key comes later.
@@ -100,8 +100,7 @@ void gradients(Transformer& model, const at::Tensor& total, const std::string& p
   for (auto& p : params) p.tensor->mutable_grad() = at::Tensor();
   total.backward();
   Weights copy = model.weights();  // the structure, its tensors replaced by their gradients
-  for (auto& p : parameters(copy))
-    *p.tensor = p.tensor->grad().defined() ? p.tensor->grad() : at::zeros_like(*p.tensor).detach();
+  for (auto& p : parameters(copy)) *p.tensor = p.tensor->grad().defined() ? p.tensor->grad() : at::zeros_like(*p.tensor).detach();
   for (auto& [name, gradient] : export_weights(model.config(), copy))
     if (wanted(name)) out[prefix + name] = gradient.contiguous();
 }
@@ -185,7 +184,9 @@ Tensors dump_grad(Transformer& model, const at::Tensor& tokens_BT, const DumpOpt
   if (model.weights().mtp) mtp_hidden = model.forward_mtp(in.batch, hidden.detach(), options);
   auto losses = losses_of(model, in, hidden, mtp_hidden);
   Tensors out{{"loss", losses.main.detach().view({1})}};
-  auto trained = [](const std::string& name) { return name.find(".indexer.") == std::string::npos && name.find("correction_bias") == std::string::npos; };
+  auto trained = [](const std::string& name) {
+    return name.find(".indexer.") == std::string::npos && name.find("correction_bias") == std::string::npos;
+  };
   auto is_mtp = [&](const std::string& name) { return name.rfind(mtp_prefix(model), 0) == 0; };
   gradients(model, losses.main, "grad.", out, [&](const std::string& name) { return trained(name) && !is_mtp(name); });
   if (mtp_hidden.defined()) {
@@ -236,7 +237,8 @@ Tensors dump_greedy(const Transformer& model, const at::Tensor& prompt, int64_t 
                " tokens and ", steps);
   std::vector<int32_t> next(flat.const_data_ptr<int>(), flat.const_data_ptr<int>() + flat.numel()), generated;
   for (int32_t id : next)
-    FULGUR_CHECK(id >= 0 && id < model.config().vocab_size, "[forward] prompt: expected ids below ", model.config().vocab_size, ", got ", id);
+    FULGUR_CHECK(id >= 0 && id < model.config().vocab_size, "[forward] prompt: expected ids below ", model.config().vocab_size,
+                 ", got ", id);
   Cache cache(model.config(), given.attention, given.type, 1, flat.numel() + steps);
   std::vector<at::Tensor> logits, selected;
   for (int64_t step = 0; step < steps; ++step) {

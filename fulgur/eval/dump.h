@@ -10,9 +10,9 @@ namespace fulgur {
 struct DumpOptions {
   Attention attention = Attention::sparse;
   at::ScalarType type = at::kFloat;
-  int64_t chunk = 0;               // logits only: tokens a call through the cache; 0: one pass without one
+  int64_t chunk = 0;  // logits only: tokens a call through the cache; 0: one pass without one
   bool hadamard = false, simulate_fp8 = false;
-  const Tensors* replay = nullptr; // layer.i.selected, layer.i.experts of an earlier dump are forced
+  const Tensors* replay = nullptr;  // layer.i.selected, layer.i.experts of an earlier dump are forced
 };
 
 // tokens_BT: int32. Selected keys count from their sequence's first, ascending, -1 padding. Throws InputError on tokens

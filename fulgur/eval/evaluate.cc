@@ -20,8 +20,12 @@ Json evaluate_perplexity(const Transformer& model, const std::filesystem::path& 
   for (int64_t context : contexts)
     for (auto form : forms) {
       auto p = perplexity(model, shards, tokenizer, form, context, tokens, type);
-      out.push_back({{"form", form_name(form)}, {"context", context}, {"tokens", p.tokens}, {"nll", p.nll},
-                     {"bits_per_byte", p.bits_per_byte}, {"tokens_per_second", p.tokens_per_second}});
+      out.push_back({{"form", form_name(form)},
+                     {"context", context},
+                     {"tokens", p.tokens},
+                     {"nll", p.nll},
+                     {"bits_per_byte", p.bits_per_byte},
+                     {"tokens_per_second", p.tokens_per_second}});
     }
   return out;
 }
@@ -72,7 +76,8 @@ Json measure_cost(const Transformer& model, const std::vector<int64_t>& contexts
       }
       std::nth_element(seconds.begin(), seconds.begin() + kTimed / 2, seconds.end());
       cache.lengths[0] = context;  // the timed tokens are forgotten
-      out.push_back({{"form", attention == Attention::dense ? "dense" : "sparse"}, {"context", context}, {"seconds", seconds[kTimed / 2]}});
+      out.push_back(
+          {{"form", attention == Attention::dense ? "dense" : "sparse"}, {"context", context}, {"seconds", seconds[kTimed / 2]}});
     }
   }
   return out;

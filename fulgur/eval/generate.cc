@@ -22,7 +22,8 @@ int32_t sample(const float* logits, int64_t size, const GenerateOptions& options
   for (int64_t i = 0; i < size; ++i) total += weight[i] = std::exp(double(logits[i] - top) / options.temperature);
   std::vector<int32_t> order(size);
   std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return weight[a] > weight[b] || (weight[a] == weight[b] && a < b); });
+  std::sort(order.begin(), order.end(),
+            [&](int32_t a, int32_t b) { return weight[a] > weight[b] || (weight[a] == weight[b] && a < b); });
   double kept = 0;
   size_t count = 0;
   while (count < order.size() && kept < options.top_p * total) kept += weight[order[count++]];

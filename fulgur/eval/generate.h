@@ -11,12 +11,12 @@ namespace fulgur {
 
 struct GenerateOptions {
   int64_t max_tokens = 200;
-  double temperature = 0.8;   // 0: the most likely token
+  double temperature = 0.8;  // 0: the most likely token
   double top_p = 0.95;
   uint64_t seed = 1;
   Attention attention = Attention::sparse;
   at::ScalarType type = at::kFloat;
-  int32_t eos = 1;            // generation ends behind it
+  int32_t eos = 1;  // generation ends behind it
 };
 
 // Calls `token(id)` for each new token until it returns false, EOS or max_tokens. Returns the number of tokens.

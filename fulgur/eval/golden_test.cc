@@ -19,8 +19,9 @@ at::Tensor golden_tokens(const std::string& set) { return read_safetensors(kGold
 Tensors golden_values(const std::string& set) { return read_safetensors(kGolden + set + "/expected.safetensors"); }
 
 // Every expected tensor of a name `wanted` accepts: there, whole numbers equal, the rest within the tolerance.
-int compare(const Tensors& got, const Tensors& expected, const std::string& what,
-            const std::function<bool(const std::string&)>& wanted = [](const std::string&) { return true; }) {
+int compare(
+    const Tensors& got, const Tensors& expected, const std::string& what,
+    const std::function<bool(const std::string&)>& wanted = [](const std::string&) { return true; }) {
   int compared = 0;
   for (const auto& [name, e] : expected) {
     if (!wanted(name) || name == "score_rows" || name.find("mtp.hidden_") == 0) continue;  // not values of the default
@@ -41,7 +42,8 @@ int compare(const Tensors& got, const Tensors& expected, const std::string& what
       EXPECT_TRUE(at::equal(g, e)) << what << " " << name;
       continue;
     }
-    double largest = e.abs().max().item<double>(), difference = (g.to(at::kDouble) - e.to(at::kDouble)).abs().max().item<double>();
+    double largest = e.abs().max().item<double>(),
+           difference = (g.to(at::kDouble) - e.to(at::kDouble)).abs().max().item<double>();
     double tolerance = name.find("grad") == 0 ? kGradient : kForward;
     EXPECT_LE(difference, tolerance * largest) << what << " " << name;
   }

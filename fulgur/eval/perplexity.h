@@ -16,8 +16,8 @@ const char* form_name(EvalForm form);
 struct Perplexity {
   EvalForm form;
   int64_t context = 0;
-  int64_t tokens = 0;        // predicted
-  double nll = 0;            // nats a token
+  int64_t tokens = 0;  // predicted
+  double nll = 0;      // nats a token
   double bits_per_byte = 0;
   double tokens_per_second = 0;
 };

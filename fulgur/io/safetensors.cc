@@ -22,10 +22,17 @@ struct Type {
   size_t size;
 };
 
-constexpr Type kTypes[] = {
-    {"F64", at::kDouble, 8}, {"F32", at::kFloat, 4}, {"F16", at::kHalf, 2}, {"BF16", at::kBFloat16, 2},
-    {"F8_E4M3", at::kFloat8_e4m3fn, 1}, {"I64", at::kLong, 8}, {"I32", at::kInt, 4}, {"I16", at::kShort, 2},
-    {"I8", at::kChar, 1}, {"U8", at::kByte, 1}, {"BOOL", at::kBool, 1}};
+constexpr Type kTypes[] = {{"F64", at::kDouble, 8},
+                           {"F32", at::kFloat, 4},
+                           {"F16", at::kHalf, 2},
+                           {"BF16", at::kBFloat16, 2},
+                           {"F8_E4M3", at::kFloat8_e4m3fn, 1},
+                           {"I64", at::kLong, 8},
+                           {"I32", at::kInt, 4},
+                           {"I16", at::kShort, 2},
+                           {"I8", at::kChar, 1},
+                           {"U8", at::kByte, 1},
+                           {"BOOL", at::kBool, 1}};
 
 struct Entry {
   std::string name;
@@ -46,8 +53,7 @@ Entry parse_entry(const std::string& where, const std::string& name, const Json&
   const Json& offsets = json["data_offsets"];
   FULGUR_CHECK(shape.is_array() && shape.size() <= 16, "[safetensors] ", where, ": expected a shape of at most 16 sizes, got ",
                shape.dump().substr(0, 100));
-  FULGUR_CHECK(offsets.is_array() && offsets.size() == 2 && offsets[0].is_number_unsigned() &&
-                   offsets[1].is_number_unsigned(),
+  FULGUR_CHECK(offsets.is_array() && offsets.size() == 2 && offsets[0].is_number_unsigned() && offsets[1].is_number_unsigned(),
                "[safetensors] ", where, ": expected two data_offsets, got ", offsets.dump().substr(0, 100));
   entry.begin = offsets[0].get<uint64_t>(), entry.end = offsets[1].get<uint64_t>();
   uint64_t bytes = entry.type->size;
@@ -91,8 +97,8 @@ std::vector<Entry> parse_entries(const Json& header, uint64_t data_bytes, const 
             [](const Entry& a, const Entry& b) { return std::tie(a.begin, a.end) < std::tie(b.begin, b.end); });
   uint64_t expected = 0;
   for (const Entry& entry : entries) {
-    FULGUR_CHECK(entry.begin == expected, "[safetensors] ", path, ": tensor ", entry.name, ": expected data from byte ",
-                 expected, ", got ", entry.begin, "\n  hint: data may neither overlap nor leave holes");
+    FULGUR_CHECK(entry.begin == expected, "[safetensors] ", path, ": tensor ", entry.name, ": expected data from byte ", expected,
+                 ", got ", entry.begin, "\n  hint: data may neither overlap nor leave holes");
     expected = entry.end;
   }
   FULGUR_CHECK(expected == data_bytes, "[safetensors] ", path, ": expected ", expected, " bytes of data, got ", data_bytes,
@@ -140,8 +146,8 @@ Tensors read_weights(const std::filesystem::path& path) {
                index_path.string(), ": expected an object weight_map, got none");
   std::set<std::string> shards;
   for (const auto& [name, shard] : index["weight_map"].items()) {
-    FULGUR_CHECK(shard.is_string() && fs::path(shard.get<std::string>()).filename() == shard.get<std::string>(),
-                 "[weights] ", index_path.string(), ": tensor ", name, ": expected a file name, got ", shard.dump());
+    FULGUR_CHECK(shard.is_string() && fs::path(shard.get<std::string>()).filename() == shard.get<std::string>(), "[weights] ",
+                 index_path.string(), ": tensor ", name, ": expected a file name, got ", shard.dump());
     shards.insert(shard.get<std::string>());
   }
   Tensors out;
@@ -159,8 +165,8 @@ void write_safetensors(const std::filesystem::path& path, const Tensors& tensors
   uint64_t offset = 0;
   for (const auto& [name, tensor] : tensors) {
     uint64_t bytes = tensor.numel() * tensor.element_size();
-    header[name] = {{"dtype", type_of(tensor, name).name}, {"shape", tensor.sizes().vec()},
-                    {"data_offsets", {offset, offset + bytes}}};
+    header[name] = {
+        {"dtype", type_of(tensor, name).name}, {"shape", tensor.sizes().vec()}, {"data_offsets", {offset, offset + bytes}}};
     offset += bytes;
   }
   std::string text = header.dump();

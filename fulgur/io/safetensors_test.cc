@@ -40,7 +40,8 @@ class Safetensors : public testing::Test {
 
 TEST_F(Safetensors, EveryTypeComesBackEqual) {
   Tensors out;
-  for (auto type : {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort, at::kChar, at::kByte, at::kBool})
+  for (auto type :
+       {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort, at::kChar, at::kByte, at::kBool})
     out[cat("t.", type)] = at::arange(6).to(type).view({2, 3});
   out["scalar"] = at::full({}, 3.5f);
   out["empty"] = at::empty({0, 4});
@@ -75,11 +76,13 @@ TEST_F(Safetensors, LiesAreNamedInOneLine) {
            {R"({"a":{"dtype":"F77","shape":[2],"data_offsets":[0,8]}})", 8, "expected a known dtype, got \"F77\""},
            {R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})", 8, "expected 12 bytes for F32"},
            {R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})", 8, "got data_offsets [8,0]"},
-           {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 8, "overlap"},
+           {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 8,
+            "overlap"},
            {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8, "expected data from byte 0, got 4"},
            {R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", 4, "expected sizes of 0 or more"},
            {R"({"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}})", 0, "fits in memory"},
-           {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4, "a name twice"},
+           {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4,
+            "a name twice"},
            {R"({"a":[]})", 0, "expected dtype, shape and data_offsets"},
            {R"([1])", 0, "expected a JSON object as header"},
            {R"({"a":)", 0, "expected a JSON header"}}) {

@@ -26,7 +26,8 @@ Batch pack_documents(const at::Tensor& tokens_N, const std::vector<int64_t>& len
 }
 
 Cache::Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t sequences, int64_t capacity_)
-    : lengths(sequences, 0), capacity(capacity_) {
+    : lengths(sequences, 0),
+      capacity(capacity_) {
   int64_t S = sequences * capacity, H = config.num_attention_heads;
   auto options = at::TensorOptions().dtype(type);
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
@@ -43,8 +44,7 @@ Cache::Cache(const ModelConfig& config, Attention attention, at::ScalarType type
 }
 
 Batch Cache::append(const std::vector<int64_t>& which, const std::vector<std::vector<int32_t>>& tokens) {
-  FULGUR_CHECK(which.size() == tokens.size(), "[cache] expected tokens for ", which.size(), " sequences, got ",
-               tokens.size());
+  FULGUR_CHECK(which.size() == tokens.size(), "[cache] expected tokens for ", which.size(), " sequences, got ", tokens.size());
   int64_t N = 0;
   for (const auto& some : tokens) N += int64_t(some.size());
   auto ints = at::TensorOptions().dtype(at::kInt);

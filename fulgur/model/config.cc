@@ -16,8 +16,7 @@ class Reader {
 
   void integer(const char* key, int64_t& field, bool required = true) const {
     if (!has(key, required)) return;
-    FULGUR_CHECK(json_[key].is_number_integer(), "[config] ", name_, ": ", key, ": expected an integer, got ",
-                 json_[key].dump());
+    FULGUR_CHECK(json_[key].is_number_integer(), "[config] ", name_, ": ", key, ": expected an integer, got ", json_[key].dump());
     field = json_[key].get<int64_t>();
   }
   void number(const char* key, double& field, bool required = false) const {
@@ -32,15 +31,14 @@ class Reader {
   }
   void boolean(const char* key, bool& field) const {
     if (!has(key, false)) return;
-    FULGUR_CHECK(json_[key].is_boolean(), "[config] ", name_, ": ", key, ": expected true or false, got ",
-                 json_[key].dump());
+    FULGUR_CHECK(json_[key].is_boolean(), "[config] ", name_, ": ", key, ": expected true or false, got ", json_[key].dump());
     field = json_[key].get<bool>();
   }
   // A variant this code does not have must not be read as one it has.
   void only(const char* key, const Json& value) const {
     if (!has(key, false)) return;
-    FULGUR_CHECK(json_[key] == value, "[config] ", name_, ": ", key, ": expected ", value.dump(), ", got ",
-                 json_[key].dump(), "\n  hint: other variants of this setting are not part of DeepSeek-V3.2");
+    FULGUR_CHECK(json_[key] == value, "[config] ", name_, ": ", key, ": expected ", value.dump(), ", got ", json_[key].dump(),
+                 "\n  hint: other variants of this setting are not part of DeepSeek-V3.2");
   }
 
  private:
@@ -135,15 +133,13 @@ void validate(const ModelConfig& c, const std::string& name) {
   size("qk_nope_head_dim", c.qk_nope_head_dim), size("qk_rope_head_dim", c.qk_rope_head_dim);
   size("n_routed_experts", c.n_routed_experts), size("n_shared_experts", c.n_shared_experts);
   size("num_experts_per_tok", c.num_experts_per_tok), size("n_group", c.n_group), size("topk_group", c.topk_group);
-  require(c.num_hidden_layers > 0 && c.num_hidden_layers <= 10000, "num_hidden_layers", "1 to 10000 layers",
-          c.num_hidden_layers);
+  require(c.num_hidden_layers > 0 && c.num_hidden_layers <= 10000, "num_hidden_layers", "1 to 10000 layers", c.num_hidden_layers);
   require(c.num_nextn_predict_layers >= 0 && c.num_nextn_predict_layers <= 1, "num_nextn_predict_layers", "0 or 1",
           c.num_nextn_predict_layers);
   require(c.first_k_dense_replace >= 0 && c.first_k_dense_replace <= c.num_hidden_layers, "first_k_dense_replace",
           cat("0 to num_hidden_layers ", c.num_hidden_layers), c.first_k_dense_replace);
   require(c.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", "an even size (pairs are rotated)", c.qk_rope_head_dim);
-  require(c.n_routed_experts % c.n_group == 0, "n_group", cat("groups that divide ", c.n_routed_experts, " experts"),
-          c.n_group);
+  require(c.n_routed_experts % c.n_group == 0, "n_group", cat("groups that divide ", c.n_routed_experts, " experts"), c.n_group);
   require(c.topk_group <= c.n_group, "topk_group", cat("at most n_group ", c.n_group), c.topk_group);
   int64_t reachable = c.topk_group * (c.n_routed_experts / c.n_group);
   require(c.num_experts_per_tok <= reachable, "num_experts_per_tok",
@@ -158,8 +154,8 @@ void validate(const ModelConfig& c, const std::string& name) {
   }
   if (!c.has_indexer()) return;
   size("index_n_heads", c.index_n_heads), size("index_head_dim", c.index_head_dim), size("index_topk", c.index_topk);
-  require(c.index_head_dim >= c.qk_rope_head_dim, "index_head_dim",
-          cat("at least qk_rope_head_dim ", c.qk_rope_head_dim), c.index_head_dim);
+  require(c.index_head_dim >= c.qk_rope_head_dim, "index_head_dim", cat("at least qk_rope_head_dim ", c.qk_rope_head_dim),
+          c.index_head_dim);
 }
 
 ModelConfig read_config(const std::filesystem::path& path) { return parse_config(read_json(path), path.string()); }

@@ -100,7 +100,7 @@ TEST(Names, ShapesOfTheOfficialModelAddUpToThePublishedCounts) {
   EXPECT_EQ(main, count.total);
   EXPECT_EQ(mtp, count.mtp);
   EXPECT_EQ(indexers, count.indexers);
-  EXPECT_NEAR(double(main) / 1e9, 671.878, 0.001);      // spec A.7
+  EXPECT_NEAR(double(main) / 1e9, 671.878, 0.001);  // spec A.7
   EXPECT_NEAR(double(indexers) / 1e9, 0.852, 0.001);
   EXPECT_NEAR(double(mtp) / 1e9, 13.477, 0.001);
   EXPECT_NEAR(double(count.active) / 1e9, 38.40, 0.005);
@@ -110,7 +110,8 @@ TEST(Names, ShapesOfTheOfficialModelAddUpToThePublishedCounts) {
 TEST(Cost, AttentionOfTheOfficialModelCostsWhatThePaperSays) {
   auto c = official();
   double layers = 61, position = 131072;
-  auto sparse = token_cost(c, Form::sparse, int64_t(position), 1), absorbed = token_cost(c, Form::dense_absorbed, int64_t(position), 1);
+  auto sparse = token_cost(c, Form::sparse, int64_t(position), 1),
+       absorbed = token_cost(c, Form::dense_absorbed, int64_t(position), 1);
   double projections = 2.0 * double(count_parameters(c).indexers);
   double pairs = (sparse.indexer_flops - projections) / layers;
   EXPECT_NEAR(pairs / 1e9, 2.15, 0.01);

@@ -15,7 +15,8 @@ LayerParts layer_parts(const ModelConfig& c) {
   p.attention = D * c.q_lora_rank + c.q_lora_rank + c.q_lora_rank * H * qk + D * (c.kv_lora_rank + c.qk_rope_head_dim) +
                 c.kv_lora_rank + c.kv_lora_rank * H * (c.qk_nope_head_dim + c.v_head_dim) + H * c.v_head_dim * D;
   if (c.has_indexer())
-    p.indexer = c.q_lora_rank * c.index_n_heads * c.index_head_dim + D * c.index_head_dim + D * c.index_n_heads + 2 * c.index_head_dim;
+    p.indexer =
+        c.q_lora_rank * c.index_n_heads * c.index_head_dim + D * c.index_head_dim + D * c.index_n_heads + 2 * c.index_head_dim;
   p.dense = 3 * D * c.intermediate_size;
   p.expert = 3 * D * c.moe_intermediate_size;
   p.router = D * c.n_routed_experts;
@@ -30,7 +31,8 @@ double kept(const ModelConfig& c, Form form, double keys) {
 // Scores and values of one layer, over `keys` keys.
 double pair_flops(const ModelConfig& c, Form form, double keys) {
   double H = double(c.num_attention_heads), P = double(c.qk_rope_head_dim), R = double(c.kv_lora_rank);
-  return form == Form::dense ? 2 * H * (double(c.qk_nope_head_dim) + P + double(c.v_head_dim)) * keys : 2 * H * (2 * R + P) * keys;
+  return form == Form::dense ? 2 * H * (double(c.qk_nope_head_dim) + P + double(c.v_head_dim)) * keys
+                             : 2 * H * (2 * R + P) * keys;
 }
 
 double indexer_pair_flops(const ModelConfig& c, double keys) { return 2 * double(c.index_n_heads * c.index_head_dim) * keys; }
@@ -93,12 +95,19 @@ double train_flops(const ModelConfig& c, TrainForm train, int64_t context) {
 
 Json cost_json(const ModelConfig& c) {
   auto p = count_parameters(c);
-  Json out = {{"parameters", p.total}, {"active", p.active}, {"indexers", p.indexers}, {"mtp", p.mtp}, {"positions", Json::array()}};
+  Json out = {
+      {"parameters", p.total}, {"active", p.active}, {"indexers", p.indexers}, {"mtp", p.mtp}, {"positions", Json::array()}};
   for (int64_t position = 1024; position <= 131072; position *= 2)
-    for (auto [name, form] : {std::pair("dense", Form::dense), std::pair("dense_absorbed", Form::dense_absorbed), std::pair("sparse", Form::sparse)}) {
+    for (auto [name, form] : {std::pair("dense", Form::dense), std::pair("dense_absorbed", Form::dense_absorbed),
+                              std::pair("sparse", Form::sparse)}) {
       auto t = token_cost(c, form, position, 4);
-      out["positions"].push_back({{"form", name}, {"position", position}, {"flops", t.flops}, {"attention_flops", t.attention_flops},
-                                  {"indexer_flops", t.indexer_flops}, {"weight_bytes", t.weight_bytes}, {"cache_bytes", t.cache_bytes}});
+      out["positions"].push_back({{"form", name},
+                                  {"position", position},
+                                  {"flops", t.flops},
+                                  {"attention_flops", t.attention_flops},
+                                  {"indexer_flops", t.indexer_flops},
+                                  {"weight_bytes", t.weight_bytes},
+                                  {"cache_bytes", t.cache_bytes}});
     }
   return out;
 }

@@ -21,11 +21,11 @@ ParameterCount count_parameters(const ModelConfig& config);
 enum class Form { dense, dense_absorbed, sparse };
 
 struct TokenCost {
-  double flops = 0;            // one forward pass of the main model, head included
-  double attention_flops = 0;  // of these, scores and values (no projections)
-  double indexer_flops = 0;    // of these, the indexer's scores and projections
-  double weight_bytes = 0;     // weights a lone token reads
-  double cache_bytes = 0;      // cache a token reads at this position
+  double flops = 0;                  // one forward pass of the main model, head included
+  double attention_flops = 0;        // of these, scores and values (no projections)
+  double indexer_flops = 0;          // of these, the indexer's scores and projections
+  double weight_bytes = 0;           // weights a lone token reads
+  double cache_bytes = 0;            // cache a token reads at this position
   double cache_bytes_per_token = 0;  // what one more token adds to the cache
 };
 // `position`: keys the token sees, itself included. `bytes`: of a stored value.

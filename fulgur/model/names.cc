@@ -40,8 +40,7 @@ void add_layer(Specs& out, const std::string& prefix, const ModelConfig& c, bool
   if (!moe) return add_mlp(out, prefix + "mlp.", D, c.intermediate_size);
   out.push_back({prefix + "mlp.gate.weight", {c.n_routed_experts, D}});
   out.push_back({prefix + "mlp.gate.e_score_correction_bias", {c.n_routed_experts}});
-  for (int64_t e = 0; e < c.n_routed_experts; ++e)
-    add_mlp(out, cat(prefix, "mlp.experts.", e, "."), D, c.moe_intermediate_size);
+  for (int64_t e = 0; e < c.n_routed_experts; ++e) add_mlp(out, cat(prefix, "mlp.experts.", e, "."), D, c.moe_intermediate_size);
   add_mlp(out, prefix + "mlp.shared_experts.", D, c.moe_intermediate_size * c.n_shared_experts);
 }
 

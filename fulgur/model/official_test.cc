@@ -34,7 +34,8 @@ struct ReferenceLayer {
   at::Tensor scores_NS, out_ND;
 };
 
-ReferenceLayer reference_layer(const ModelConfig& c, const LayerWeights& layer, const at::Tensor& embedded_TD, const at::Tensor& selected_NK) {
+ReferenceLayer reference_layer(const ModelConfig& c, const LayerWeights& layer, const at::Tensor& embedded_TD,
+                               const at::Tensor& selected_NK) {
   namespace ref = ops::reference;
   const auto& w = layer.self_attn;
   int64_t H = c.num_attention_heads, nope = c.qk_nope_head_dim, P = c.qk_rope_head_dim, R = c.kv_lora_rank, E = nope + P;
@@ -46,7 +47,8 @@ ReferenceLayer reference_layer(const ModelConfig& c, const LayerWeights& layer, 
   auto latent_NL = ref::rms_norm(at::matmul(x_ND, w.q_a_proj.t()), w.q_a_layernorm, c.rms_norm_eps);
 
   auto index_q = at::matmul(latent_NL, w.indexer->wq_b.t()).view({kLast, c.index_n_heads, c.index_head_dim});
-  auto index_k = ref::layer_norm(at::matmul(x_TD, w.indexer->wk.t()), w.indexer->k_norm, w.indexer->k_norm_bias, 1e-6).unsqueeze(1);
+  auto index_k =
+      ref::layer_norm(at::matmul(x_TD, w.indexer->wk.t()), w.indexer->k_norm, w.indexer->k_norm_bias, 1e-6).unsqueeze(1);
   index_q = ref::rope(index_q, last, 0, ops::Pairing::halves);
   index_k = ref::rope(index_k, all, 0, ops::Pairing::halves).squeeze(1);
   auto index_w = at::matmul(x_ND, w.indexer->weights_proj.t()) / std::sqrt(double(c.index_n_heads * c.index_head_dim));
@@ -81,7 +83,9 @@ TEST(OfficialSize, TheLastRowsOfAnAttentionLayerAreTheReferences) {
   auto relative = [](const at::Tensor& a, const at::Tensor& b) { return ((a - b).abs().max() / b.abs().max()).item<double>(); };
   auto seen = expected.scores_NS.isfinite();
   EXPECT_TRUE(at::equal(got.indexer_scores_NS.isfinite(), seen));
-  EXPECT_LE(relative(got.indexer_scores_NS.masked_fill(seen.logical_not(), 0), expected.scores_NS.masked_fill(seen.logical_not(), 0)), 2e-5);
+  EXPECT_LE(
+      relative(got.indexer_scores_NS.masked_fill(seen.logical_not(), 0), expected.scores_NS.masked_fill(seen.logical_not(), 0)),
+      2e-5);
   EXPECT_LE(relative(got.attn_out_ND, expected.out_ND), 2e-5);
   // Selected: all but keys whose scores tie within rounding.
   auto own = ops::reference::top_k(expected.scores_NS, at::arange(T - kLast + 1, T + 1, at::kInt), config.index_topk);

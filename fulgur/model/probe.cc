@@ -59,7 +59,8 @@ std::vector<IndexerQuality> probe_indexer(const Transformer& model, const Batch&
       const float* p = layer.attention_NS.const_data_ptr<float>() + row * N;
       std::vector<int32_t> ideal(k), chosen(k);
       ops::select_top_k(p + begin, keys, k, int32_t(begin), ideal.data());
-      ops::select_top_k(layer.indexer_scores_NS.const_data_ptr<float>() + row * N + begin, keys, k, int32_t(begin), chosen.data());
+      ops::select_top_k(layer.indexer_scores_NS.const_data_ptr<float>() + row * N + begin, keys, k, int32_t(begin),
+                        chosen.data());
       const int* last = window.const_data_ptr<int>() + row * k;
       double best = compare(p, ideal, ideal).mass;
       Found indexer = compare(p, ideal, chosen), recent = compare(p, ideal, std::vector<int32_t>(last, last + k));

@@ -53,7 +53,9 @@ struct Transformer::Pass {
 };
 
 Transformer::Transformer(ModelConfig config, Weights weights)
-    : config_(std::move(config)), weights_(std::move(weights)), frequencies_(rope_frequencies(config_)),
+    : config_(std::move(config)),
+      weights_(std::move(weights)),
+      frequencies_(rope_frequencies(config_)),
       softmax_scale_(fulgur::softmax_scale(config_)) {}
 
 at::Tensor Transformer::forward(const Batch& batch, const ForwardOptions& options, Cache* cache,
@@ -78,14 +80,13 @@ at::Tensor Transformer::forward_mtp(const Batch& batch, const at::Tensor& hidden
   if (N > 0) next_N[N - 1] = -1;
   auto embedded_ND = ops::rms_norm(ops::embedding(w.embed_tokens, next_N, options.type), w.enorm, config_.rms_norm_eps);
   auto joined_N2D = at::cat({embedded_ND, ops::rms_norm(hidden_ND, w.hnorm, config_.rms_norm_eps)}, 1);
-  auto [x_ND, residual_ND] = decoder_layer(w.layer, ops::linear(joined_N2D, w.eh_proj), {},
-                                           int64_t(weights_.layers.size()), pass);
+  auto [x_ND, residual_ND] =
+      decoder_layer(w.layer, ops::linear(joined_N2D, w.eh_proj), {}, int64_t(weights_.layers.size()), pass);
   return ops::add_rms_norm(x_ND, residual_ND, w.norm, config_.rms_norm_eps).first;
 }
 
 std::pair<at::Tensor, at::Tensor> Transformer::decoder_layer(const LayerWeights& layer, const at::Tensor& x_ND,
-                                                             const at::Tensor& residual_ND, int64_t index,
-                                                             Pass& pass) const {
+                                                             const at::Tensor& residual_ND, int64_t index, Pass& pass) const {
   if (pass.options.trace) pass.options.trace->emplace_back();
   if (pass.losses) pass.losses->emplace_back();
   at::Tensor normed_ND, stream_ND;
@@ -96,8 +97,7 @@ std::pair<at::Tensor, at::Tensor> Transformer::decoder_layer(const LayerWeights&
     stream_ND = x_ND;
   }
   auto attended_ND = attention(layer, normed_ND, index, pass);
-  auto [second_ND, after_ND] =
-      ops::add_rms_norm(attended_ND, stream_ND, layer.post_attention_layernorm, config_.rms_norm_eps);
+  auto [second_ND, after_ND] = ops::add_rms_norm(attended_ND, stream_ND, layer.post_attention_layernorm, config_.rms_norm_eps);
   auto out_ND = feed_forward(layer, second_ND, index, pass);
   if (auto* trace = pass.trace()) {
     trace->attn_out_ND = attended_ND;
@@ -122,8 +122,7 @@ struct IndexerInputs {
 };
 
 IndexerInputs indexer_inputs(const ModelConfig& config, const IndexerWeights& w, const at::Tensor& x_ND,
-                             const at::Tensor& latent_NL, const ops::Rotation& rotation,
-                             const ForwardOptions& options) {
+                             const at::Tensor& latent_NL, const ops::Rotation& rotation, const ForwardOptions& options) {
   auto x = x_ND.detach();
   int64_t J = config.index_n_heads, Di = config.index_head_dim;
   auto q_NJD = ops::linear(latent_NL.detach(), w.wq_b).view({-1, J, Di});
@@ -151,8 +150,8 @@ at::Tensor mean_attention(const at::Tensor& q_NHE, const at::Tensor& k_SHE, cons
 }  // namespace
 
 // Absorbed (MQA) form over the selected keys: q = [UK^T q_nope | q_rope], keys [c | k_rope], values c.   Spec B.
-at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Tensor& x_ND,
-                                         const at::Tensor& latent_NL, int64_t index, Pass& pass) const {
+at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL,
+                                         int64_t index, Pass& pass) const {
   const auto& [batch, options, cache, losses, rotation] = pass;
   int64_t H = config_.num_attention_heads, nope = config_.qk_nope_head_dim, R = config_.kv_lora_rank;
   auto kv_b_HER = w.kv_b_proj.view({H, nope + config_.v_head_dim, R});
@@ -171,9 +170,8 @@ at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Te
   auto indexer = indexer_inputs(config_, *w.indexer, x_ND, latent_NL, rotation, options);
   auto index_SD = with_cached(cached ? &cached->index_SD : nullptr, batch, indexer.k_ND);
   const at::Tensor* replayed = forced(options, &Replay::selected_NK, index);
-  auto selected_NK = replayed ? *replayed
-                              : ops::indexer_top_k(indexer.q_NJD, index_SD, indexer.w_NJ, batch.visible_N2,
-                                                   config_.index_topk);
+  auto selected_NK =
+      replayed ? *replayed : ops::indexer_top_k(indexer.q_NJD, index_SD, indexer.w_NJ, batch.visible_N2, config_.index_topk);
   auto [out_NHR, lse_NH, target_NK] = ops::sparse_mla(q_NHC, kv_SC, selected_NK, R, softmax_scale_);
   if (losses && options.indexer_kl)
     losses->back().kl_N = ops::indexer_kl_sparse(indexer.q_NJD, index_SD, indexer.w_NJ, selected_NK, target_NK);
@@ -201,8 +199,8 @@ at::Tensor Transformer::dense_attention(const AttentionWeights& w, const at::Ten
   auto expanded = ops::linear(c_NR, w.kv_b_proj).view({-1, H, nope + config_.v_head_dim});
   auto expanded_parts = expanded.split_with_sizes({nope, config_.v_head_dim}, 2);
   auto* cached = pass.layer_cache(index);
-  auto k_SHE = with_cached(cached ? &cached->k_SHE : nullptr, batch,
-                           at::cat({expanded_parts[0], k_rope_N1P.expand({-1, H, P})}, 2));
+  auto k_SHE =
+      with_cached(cached ? &cached->k_SHE : nullptr, batch, at::cat({expanded_parts[0], k_rope_N1P.expand({-1, H, P})}, 2));
   auto v_SHV = with_cached(cached ? &cached->v_SHV : nullptr, batch, expanded_parts[1].contiguous());
   auto [out_NHV, lse_NH] = ops::dense_mla(q_NHE, k_SHE, v_SHV, batch.visible_N2, softmax_scale_);
 
@@ -211,19 +209,17 @@ at::Tensor Transformer::dense_attention(const AttentionWeights& w, const at::Ten
     FULGUR_CHECK(w.indexer && !cache, "[model] expected an indexer and no cache for its KL, got none or one");
     auto indexer = indexer_inputs(config_, *w.indexer, x_ND, latent_NL, rotation, options);
     if (wants_kl)
-      losses->back().kl_N = ops::indexer_kl_dense(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, q_NHE.detach(),
-                                                  k_SHE.detach(), lse_NH, batch.visible_N2, softmax_scale_);
+      losses->back().kl_N = ops::indexer_kl_dense(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, q_NHE.detach(), k_SHE.detach(),
+                                                  lse_NH, batch.visible_N2, softmax_scale_);
     if (wants_trace && options.trace_scores) {
-      pass.trace()->indexer_scores_NS =
-          ops::indexer_scores(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, batch.visible_N2);
+      pass.trace()->indexer_scores_NS = ops::indexer_scores(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, batch.visible_N2);
       pass.trace()->attention_NS = mean_attention(q_NHE, k_SHE, lse_NH, batch.visible_N2, softmax_scale_);
     }
   }
   return ops::linear(out_NHV.flatten(1), w.o_proj);
 }
 
-at::Tensor Transformer::feed_forward(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index,
-                                     Pass& pass) const {
+at::Tensor Transformer::feed_forward(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const {
   if (layer.dense) return mlp(*layer.dense, x_ND);
   const MoeWeights& w = *layer.moe;
   auto logits_NX = ops::linear(x_ND.to(at::kFloat), w.gate);

@@ -19,10 +19,10 @@ enum class Attention { dense, sparse };  // MHA over all keys, or absorbed MLA o
 
 // The rows of one call. Without a cache a key's row is the token's own row; with one it is a slot of the cache.
 struct Batch {
-  at::Tensor tokens_N;     // int32
-  at::Tensor positions_N;  // int32, from 0 in each document
-  at::Tensor visible_N2;   // int32, keys [begin, end) a row may see
-  at::Tensor slots_N = {}; // int64 rows of the cache that take the new keys; undefined without a cache
+  at::Tensor tokens_N;      // int32
+  at::Tensor positions_N;   // int32, from 0 in each document
+  at::Tensor visible_N2;    // int32, keys [begin, end) a row may see
+  at::Tensor slots_N = {};  // int64 rows of the cache that take the new keys; undefined without a cache
 };
 
 // Whole documents packed one after another; lengths add up to the tokens.
@@ -52,30 +52,30 @@ struct Replay {
 
 // What a forward pass writes down, one entry a layer (MTP's last). Filled only where asked for.
 struct LayerTrace {
-  at::Tensor hidden_ND, attn_out_ND;              // residual stream behind the layer; attention's output
-  at::Tensor indexer_scores_NS;                   // -inf outside the visible keys
-  at::Tensor attention_NS;                        // dense attention averaged over heads
-  at::Tensor selected_NK;                         // absolute rows, ascending, -1 padding
+  at::Tensor hidden_ND, attn_out_ND;  // residual stream behind the layer; attention's output
+  at::Tensor indexer_scores_NS;       // -inf outside the visible keys
+  at::Tensor attention_NS;            // dense attention averaged over heads
+  at::Tensor selected_NK;             // absolute rows, ascending, -1 padding
   at::Tensor experts_Nk, expert_weights_Nk;
 };
 using Trace = std::vector<LayerTrace>;
 
 struct ForwardOptions {
   Attention attention = Attention::sparse;
-  at::ScalarType type = at::kFloat;   // of activations: f32 or bf16
-  bool indexer_kl = false;            // KL(p || softmax(I)) of every layer's indexer
-  bool hadamard = false;              // rotate indexer queries and keys (spec C, step 5)
-  bool simulate_fp8 = false;          // quantise and dequantise indexer vectors and the latent (spec B.4, C.6)
-  at::Tensor balance_starts = {};     // sequence starts for the balance loss; undefined: none
+  at::ScalarType type = at::kFloat;  // of activations: f32 or bf16
+  bool indexer_kl = false;           // KL(p || softmax(I)) of every layer's indexer
+  bool hadamard = false;             // rotate indexer queries and keys (spec C, step 5)
+  bool simulate_fp8 = false;         // quantise and dequantise indexer vectors and the latent (spec B.4, C.6)
+  at::Tensor balance_starts = {};    // sequence starts for the balance loss; undefined: none
   const Replay* replay = nullptr;
   Trace* trace = nullptr;
-  bool trace_scores = false;          // the trace holds [N, S] scores (and attention, when dense)
+  bool trace_scores = false;  // the trace holds [N, S] scores (and attention, when dense)
 };
 
 struct LayerLosses {
-  at::Tensor kl_N;       // per row, where asked for
-  at::Tensor balance;    // per sequence
-  at::Tensor experts_Nk; // where the layer is a mixture
+  at::Tensor kl_N;        // per row, where asked for
+  at::Tensor balance;     // per sequence
+  at::Tensor experts_Nk;  // where the layer is a mixture
 };
 
 class Transformer {
@@ -98,10 +98,10 @@ class Transformer {
  private:
   struct Pass;  // what all layers of one call share
   at::Tensor attention(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const;
-  at::Tensor sparse_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL,
-                              int64_t index, Pass& pass) const;
-  at::Tensor dense_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL,
-                             int64_t index, Pass& pass) const;
+  at::Tensor sparse_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL, int64_t index,
+                              Pass& pass) const;
+  at::Tensor dense_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL, int64_t index,
+                             Pass& pass) const;
   at::Tensor feed_forward(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const;
   // One decoder layer on (x, residual); returns the new pair.
   std::pair<at::Tensor, at::Tensor> decoder_layer(const LayerWeights& layer, const at::Tensor& x_ND,

@@ -1,10 +1,11 @@
 // Bit for bit: a token's result is a function of its own sequence alone.
+#include "fulgur/model/transformer.h"
+
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
 #include "fulgur/base/threads.h"
-#include "fulgur/model/transformer.h"
 #include "fulgur/ops/log_prob/log_prob.h"
 
 namespace fulgur {
@@ -60,7 +61,8 @@ class SameBits : public testing::TestWithParam<Case> {
     for (int64_t at = 0; at < kLength; at += chunk) {
       int64_t count = std::min(chunk, kLength - at);
       auto part = [&](const std::vector<int32_t>& s) { return std::vector<int32_t>(s.begin() + at, s.begin() + at + count); };
-      auto hidden = model.forward(cache.append({1, 0}, {part(other), part(own)}), {.attention = GetParam().attention, .type = GetParam().type}, &cache);
+      auto hidden = model.forward(cache.append({1, 0}, {part(other), part(own)}),
+                                  {.attention = GetParam().attention, .type = GetParam().type}, &cache);
       parts.push_back(logits(hidden.narrow(0, count, count)));
     }
     return at::cat(parts);
@@ -107,7 +109,8 @@ TEST(Forms, SparseWithRoomForAllKeysIsDense) {
   config.index_topk = 64;
   Transformer model(config, init_weights(config, 7));
   auto batch = pack_documents(at::tensor(sequence(0, 41), at::kInt), {41});
-  auto sparse = model.forward(batch, {.attention = Attention::sparse}), dense = model.forward(batch, {.attention = Attention::dense});
+  auto sparse = model.forward(batch, {.attention = Attention::sparse}),
+       dense = model.forward(batch, {.attention = Attention::dense});
   EXPECT_LT(((sparse - dense).abs().max() / dense.abs().max()).item<float>(), 2e-5);
 }
 

@@ -87,7 +87,8 @@ TEST(RopeVectors, FrequenciesScaleAndBothPairingsAreThoseOfOthers) {
     EXPECT_LE(relative(at::tensor(frequencies), v.at(name + "inv_freq")), 1e-6);
     EXPECT_NEAR(softmax_scale(config) / v.at(name + "softmax_scale").item<float>(), 1, 1e-6);
     auto rotation = ops::rotation(v.at("positions"), frequencies);
-    for (auto [pairing, suffix] : {std::pair(ops::Pairing::adjacent, "adjacent"), std::pair(ops::Pairing::halves, "half_split")}) {
+    for (auto [pairing, suffix] :
+         {std::pair(ops::Pairing::adjacent, "adjacent"), std::pair(ops::Pairing::halves, "half_split")}) {
       auto got = ops::rope(v.at("in").unsqueeze(1), rotation, 0, pairing).squeeze(1);
       EXPECT_LE(relative(got, v.at(name + suffix)), 2e-5) << name << suffix;
     }

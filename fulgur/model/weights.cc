@@ -124,9 +124,7 @@ at::Tensor init_tensor(const ModelConfig& config, const TensorSpec& spec, uint64
 
 }  // namespace
 
-bool Parameter::decayed() const {
-  return tensor->dim() >= 2 && name.find("embed_tokens") == std::string::npos;
-}
+bool Parameter::decayed() const { return tensor->dim() >= 2 && name.find("embed_tokens") == std::string::npos; }
 
 std::vector<Parameter> parameters(Weights& weights) {
   std::vector<Parameter> out;

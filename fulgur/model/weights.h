@@ -17,20 +17,20 @@
 namespace fulgur {
 
 struct IndexerWeights {
-  at::Tensor wq_b;          // [J * Di, Lq], each head rope first
-  at::Tensor wk;            // [Di, D]
+  at::Tensor wq_b;                 // [J * Di, Lq], each head rope first
+  at::Tensor wk;                   // [Di, D]
   at::Tensor k_norm, k_norm_bias;  // [Di]
-  at::Tensor weights_proj;  // [J, D]
+  at::Tensor weights_proj;         // [J, D]
 };
 
 struct AttentionWeights {
-  at::Tensor q_a_proj;            // [Lq, D]
-  at::Tensor q_a_layernorm;       // [Lq]
-  at::Tensor q_b_proj;            // [H * E, Lq], each head nope first
-  at::Tensor kv_a_proj_with_mqa;  // [R + P, D]
-  at::Tensor kv_a_layernorm;      // [R]
-  at::Tensor kv_b_proj;           // [H * (nope + Dv), R]
-  at::Tensor o_proj;              // [D, H * Dv]
+  at::Tensor q_a_proj;                    // [Lq, D]
+  at::Tensor q_a_layernorm;               // [Lq]
+  at::Tensor q_b_proj;                    // [H * E, Lq], each head nope first
+  at::Tensor kv_a_proj_with_mqa;          // [R + P, D]
+  at::Tensor kv_a_layernorm;              // [R]
+  at::Tensor kv_b_proj;                   // [H * (nope + Dv), R]
+  at::Tensor o_proj;                      // [D, H * Dv]
   std::optional<IndexerWeights> indexer;  // absent in a model before DSA
 };
 
@@ -60,14 +60,14 @@ struct MtpWeights {
   at::Tensor enorm, hnorm;        // [D]
   at::Tensor eh_proj;             // [D, 2 D], embedding first
   LayerWeights layer;
-  at::Tensor norm;                // [D]
+  at::Tensor norm;  // [D]
 };
 
 struct Weights {
   at::Tensor embed_tokens;  // [V, D]
   std::vector<LayerWeights> layers;
-  at::Tensor norm;          // [D]
-  at::Tensor lm_head;       // [V, D]
+  at::Tensor norm;     // [D]
+  at::Tensor lm_head;  // [V, D]
   std::optional<MtpWeights> mtp;
 };
 

@@ -34,7 +34,8 @@ TEST_P(AttentionOps, DenseEqualsTheReferenceOverSeveralDocuments) {
     List inputs{leaf({N, 3, 21}), leaf({N, 3, 21}), leaf({N, 3, 13})};
     EXPECT_LT(worst_difference(op, expected, inputs), 5e-6);
     EXPECT_LT(relative(std::get<1>(dense_mla(inputs[0], inputs[1], inputs[2], visible, 0.2)),
-                       std::get<1>(reference::dense_mla(inputs[0], inputs[1], inputs[2], visible, 0.2))), 2e-6);
+                       std::get<1>(reference::dense_mla(inputs[0], inputs[1], inputs[2], visible, 0.2))),
+              2e-6);
     List half;
     for (auto& x : inputs) half.push_back(x.detach().to(at::kBFloat16).requires_grad_());
     EXPECT_LT(worst_difference(op, expected, half), 2e-2);
@@ -152,9 +153,7 @@ TEST_P(AttentionOps, DenseKlEqualsTheReference) {
   auto aq = at::randn({144, 3, 12}), ak = at::randn({144, 3, 12});
   auto lse = std::get<1>(dense_mla(aq, ak, ak, c.visible, 0.5));
   auto op = [&](const List& in) { return indexer_kl_dense(in[0], in[1], in[2], aq, ak, lse, c.visible, 0.5); };
-  auto expected = [&](const List& in) {
-    return reference::indexer_kl_dense(in[0], in[1], in[2], aq, ak, lse, c.visible, 0.5);
-  };
+  auto expected = [&](const List& in) { return reference::indexer_kl_dense(in[0], in[1], in[2], aq, ak, lse, c.visible, 0.5); };
   EXPECT_LT(worst_difference(op, expected, {c.q, c.k, c.w}), 1e-5);
 }
 
@@ -173,9 +172,10 @@ TEST_P(AttentionOps, SparseKlEqualsTheReferenceAndWithAllKeysTheDenseOne) {
   auto all = indexer_top_k(c.q, c.k, c.w, c.visible, 100);
   auto scores = at::einsum("nhe,she->nhs", {aq, ak}) * 0.5;
   auto mask = at::isfinite(reference::indexer_scores(c.q, c.k, c.w, c.visible));
-  auto p = ((scores - lse.unsqueeze(-1)).exp() * mask.unsqueeze(1)).mean(1).gather(1, all.clamp_min(0).to(at::kLong)) * (all >= 0);
-  EXPECT_LT(relative(indexer_kl_sparse(c.q, c.k, c.w, all, p),
-                     indexer_kl_dense(c.q, c.k, c.w, aq, ak, lse, c.visible, 0.5)), 1e-5);
+  auto p =
+      ((scores - lse.unsqueeze(-1)).exp() * mask.unsqueeze(1)).mean(1).gather(1, all.clamp_min(0).to(at::kLong)) * (all >= 0);
+  EXPECT_LT(relative(indexer_kl_sparse(c.q, c.k, c.w, all, p), indexer_kl_dense(c.q, c.k, c.w, aq, ak, lse, c.visible, 0.5)),
+            1e-5);
 }
 
 }  // namespace

@@ -10,8 +10,8 @@
 namespace fulgur::ops {
 
 struct BenchCase {
-  std::string name, label;           // operation; shapes
-  double flops = 0, bytes = 0;       // least work and traffic it needs
+  std::string name, label;      // operation; shapes
+  double flops = 0, bytes = 0;  // least work and traffic it needs
   std::function<void()> run, reference;
 };
 

@@ -11,8 +11,8 @@ bool supported(Isa isa) {
   if (isa == Isa::portable) return true;
   bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == Isa::avx2) return avx2;
-  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl");
 }
 
 Isa best() {
@@ -26,9 +26,7 @@ std::atomic<Isa> g_isa{best()};
 
 Isa isa() { return g_isa.load(std::memory_order_relaxed); }
 
-const char* isa_name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
-}
+const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable"; }
 
 void set_isa(const std::string& name) {
   for (Isa candidate : {Isa::portable, Isa::avx2, Isa::avx512}) {

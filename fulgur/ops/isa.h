@@ -16,13 +16,19 @@ void set_isa(const std::string& name);
 }  // namespace fulgur
 
 // Declares `name` once for each instruction set: FULGUR_KERNEL(void, gemm_serial, (const GemmParams&)).
-#define FULGUR_KERNEL(result, name, arguments)   \
-  namespace portable { result name arguments; }  \
-  namespace avx2 { result name arguments; }      \
-  namespace avx512 { result name arguments; }
+#define FULGUR_KERNEL(result, name, arguments) \
+  namespace portable {                         \
+  result name arguments;                       \
+  }                                            \
+  namespace avx2 {                             \
+  result name arguments;                       \
+  }                                            \
+  namespace avx512 {                           \
+  result name arguments;                       \
+  }
 
 // Calls the kernel of the chosen set: FULGUR_CALL(gemm_serial)(params). Only inside namespace fulgur.
-#define FULGUR_CALL(name)                        \
+#define FULGUR_CALL(name)                                   \
   (::fulgur::isa() == ::fulgur::Isa::avx512 ? &avx512::name \
    : ::fulgur::isa() == ::fulgur::Isa::avx2 ? &avx2::name   \
                                             : &portable::name)

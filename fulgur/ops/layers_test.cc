@@ -27,9 +27,7 @@ TEST_P(Layers, NormsAndTheirGradientsEqualTheReference) {
       auto [y, sum] = add_rms_norm(in[0], in[1], in[2], 1e-6);
       return y + sum * 0.5;
     };
-    auto add_reference = [](const List& in) {
-      return reference::rms_norm(in[0] + in[1], in[2], 1e-6) + (in[0] + in[1]) * 0.5;
-    };
+    auto add_reference = [](const List& in) { return reference::rms_norm(in[0] + in[1], in[2], 1e-6) + (in[0] + in[1]) * 0.5; };
     EXPECT_LT(worst_difference(add, add_reference, {leaf({70, D}), leaf({70, D}), leaf({D})}), 3e-6) << D;
     auto layer = [](const List& in) { return layer_norm(in[0], in[1], in[2], 1e-6); };
     auto layer_reference = [](const List& in) { return reference::layer_norm(in[0], in[1], in[2], 1e-6); };
@@ -93,8 +91,8 @@ TEST_P(Layers, ExpertsRowsDoNotDependOnTheBatch) {
 TEST_P(Layers, SwigluEqualsTheReference) {
   at::manual_seed(6);
   EXPECT_LT(worst_difference([](const List& in) { return swiglu(in[0], in[1]); },
-                             [](const List& in) { return reference::swiglu(in[0], in[1]); },
-                             {leaf({37, 19}), leaf({37, 19})}), 2e-6);
+                             [](const List& in) { return reference::swiglu(in[0], in[1]); }, {leaf({37, 19}), leaf({37, 19})}),
+            2e-6);
 }
 
 TEST_P(Layers, LogProbabilitiesEqualTheReferenceAndSkipMinusOne) {
@@ -111,8 +109,8 @@ TEST_P(Layers, EmbeddingAddsGradientsOfEqualTokensAndZeroesMinusOne) {
   at::manual_seed(8);
   auto ids = at::randint(-1, 9, {500}, at::kInt);
   EXPECT_LT(worst_difference([&](const List& in) { return embedding(in[0], ids, at::kFloat); },
-                             [&](const List& in) { return reference::embedding(in[0], ids, at::kFloat); },
-                             {leaf({9, 70})}), 1e-5);
+                             [&](const List& in) { return reference::embedding(in[0], ids, at::kFloat); }, {leaf({9, 70})}),
+            1e-5);
 }
 
 TEST_P(Layers, AdamwEqualsTheReferenceOverSteps) {

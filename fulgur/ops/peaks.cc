@@ -51,16 +51,16 @@ double peak_bandwidth(int64_t bytes) {
   double best = 0;
   for (int round = 0; round < 4; ++round)
     best = std::max(best, double(blocks * kBlock) / seconds_of([&] {
-      parallel_for(blocks, [&](int64_t block) {
-        const int64_t* at = data + block * (kBlock / 8);
-        int64_t sums[16] = {};
-        for (int64_t i = 0; i < kBlock / 8; i += 16)
-          for (int j = 0; j < 16; ++j) sums[j] += at[i + j];
-        int64_t sum = 0;
-        for (int64_t s : sums) sum += s;
-        sink += sum;
-      });
-    }));
+                            parallel_for(blocks, [&](int64_t block) {
+                              const int64_t* at = data + block * (kBlock / 8);
+                              int64_t sums[16] = {};
+                              for (int64_t i = 0; i < kBlock / 8; i += 16)
+                                for (int j = 0; j < 16; ++j) sums[j] += at[i + j];
+                              int64_t sum = 0;
+                              for (int64_t s : sums) sum += s;
+                              sink += sum;
+                            });
+                          }));
   return best;
 }
 

@@ -1,9 +1,9 @@
 // Key ranges [begin, end) of query rows, as ops receive them: int32 [N, 2].
 #pragma once
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
-#include <ATen/TensorOperators.h>
 
 #include <algorithm>
 #include <vector>
@@ -51,8 +51,8 @@ inline void check_visible(const at::Tensor& visible_N2, int64_t rows, int64_t ke
                "[", area, "] expected int32 key ranges [", rows, ", 2], got ", visible_N2.sizes());
   const int* at = visible_N2.const_data_ptr<int>();
   for (int64_t i = 0; i < rows; ++i)
-    FULGUR_CHECK(at[2 * i] >= 0 && at[2 * i + 1] <= keys, "[", area, "] expected key ranges within ", keys,
-                 " keys, got [", at[2 * i], ", ", at[2 * i + 1], ")");
+    FULGUR_CHECK(at[2 * i] >= 0 && at[2 * i + 1] <= keys, "[", area, "] expected key ranges within ", keys, " keys, got [",
+                 at[2 * i], ", ", at[2 * i + 1], ")");
 }
 
 // [N, S] true where the row may see the key; for references.

@@ -44,8 +44,8 @@ std::vector<std::string_view> Splitter::split(std::string_view text) const {
     for (auto piece : pieces) {
       size_t done = 0, at = 0;
       while (at < piece.size()) {
-        int count = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(piece.data()), piece.size(), at, PCRE2_NO_UTF_CHECK,
-                                match, nullptr);
+        int count =
+            pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(piece.data()), piece.size(), at, PCRE2_NO_UTF_CHECK, match, nullptr);
         if (count < 0) break;  // no further match (or a limit reached): the rest stays whole
         PCRE2_SIZE* range = pcre2_get_ovector_pointer(match);
         if (range[1] == range[0]) {  // an empty match splits nothing

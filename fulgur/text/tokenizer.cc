@@ -25,8 +25,7 @@ struct AddedToken {
 };
 
 // The GPT-2 pattern, which a ByteLevel pre-tokenizer with use_regex means.
-constexpr const char* kGpt2Pattern =
-    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+constexpr const char* kGpt2Pattern = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 void read_pre_tokenizer(const Json& json, const std::string& name, std::vector<std::string>& patterns) {
   if (json.is_null()) return;
@@ -92,8 +91,8 @@ void Tokenizer::Impl::read(const Json& json, const std::string& name) {
   std::unordered_map<std::string, int32_t> vocab;
   for (const auto& [token, id] : model.at("vocab").items()) vocab[token] = id.get<int32_t>();
   for (const auto& token : json.value("added_tokens", Json::array()))
-    added.push_back({token.at("content").get<std::string>(), token.at("id").get<int32_t>(),
-                     token.value("special", false), token.value("normalized", false)});
+    added.push_back({token.at("content").get<std::string>(), token.at("id").get<int32_t>(), token.value("special", false),
+                     token.value("normalized", false)});
   int32_t largest = -1;
   for (const auto& [token, id] : vocab) largest = std::max(largest, id);
   for (const auto& token : added) largest = std::max(largest, token.id);
@@ -246,16 +245,18 @@ int32_t Tokenizer::id(std::string_view token) const {
   return -1;
 }
 
-int32_t Tokenizer::byte_length(int32_t id) const {
-  return impl_->special.at(id) ? 0 : int32_t(impl_->bytes.at(id).size());
-}
+int32_t Tokenizer::byte_length(int32_t id) const { return impl_->special.at(id) ? 0 : int32_t(impl_->bytes.at(id).size()); }
 
 std::string valid_utf8(std::string_view bytes) {
   std::string out;
   out.reserve(bytes.size());
   for (size_t i = 0; i < bytes.size();) {
     uint8_t lead = uint8_t(bytes[i]);
-    size_t size = lead < 0x80 ? 1 : lead >= 0xc2 && lead < 0xe0 ? 2 : (lead & 0xf0) == 0xe0 ? 3 : lead >= 0xf0 && lead < 0xf5 ? 4 : 0;
+    size_t size = lead < 0x80                   ? 1
+                  : lead >= 0xc2 && lead < 0xe0 ? 2
+                  : (lead & 0xf0) == 0xe0       ? 3
+                  : lead >= 0xf0 && lead < 0xf5 ? 4
+                                                : 0;
     size_t good = size > 0 ? 1 : 0;
     for (; good > 0 && good < size && i + good < bytes.size(); ++good) {
       uint8_t low = 0x80, high = 0xbf, next = uint8_t(bytes[i + good]);

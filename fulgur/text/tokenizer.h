@@ -26,9 +26,9 @@ class Tokenizer {
   // Bytes, which may end inside a character. Throws InputError on an id outside the vocabulary.
   std::string decode(const std::vector<int32_t>& ids, bool skip_special = false) const;
 
-  int32_t vocab_size() const;                     // largest id + 1
-  int32_t id(std::string_view token) const;       // of an added token's text; -1 when there is none
-  int32_t byte_length(int32_t id) const;          // bytes the token stands for; 0 for special tokens
+  int32_t vocab_size() const;                // largest id + 1
+  int32_t id(std::string_view token) const;  // of an added token's text; -1 when there is none
+  int32_t byte_length(int32_t id) const;     // bytes the token stands for; 0 for special tokens
 
  private:
   struct Impl;

@@ -51,14 +51,16 @@ TEST(Tokenizer, DecodesAsHuggingFaceDoes) {
   Tokenizer tokenizer(kGolden + "tokenizer.json");
   for (const auto& c : lines("decode_cases.jsonl"))
     EXPECT_EQ(tokenizer.decode(c["ids"].get<std::vector<int32_t>>(), c["skip_special"].get<bool>()),
-              from_hex(c["bytes_hex"].get<std::string>())) << c["id"];
+              from_hex(c["bytes_hex"].get<std::string>()))
+        << c["id"];
 }
 
 TEST(Tokenizer, ReadsInvalidUtf8AsReplacementCharacters) {
   Tokenizer tokenizer(kGolden + "tokenizer.json");
   for (const auto& c : lines("invalid_utf8_cases.jsonl"))
     EXPECT_EQ(tokenizer.encode(from_hex(c["bytes_hex"].get<std::string>())),
-              c["ids_of_replaced_text"].get<std::vector<int32_t>>()) << c["id"];
+              c["ids_of_replaced_text"].get<std::vector<int32_t>>())
+        << c["id"];
 }
 
 TEST(Tokenizer, AnyTextComesBack) {

@@ -145,8 +145,13 @@ Json tokenizer_json(const BpeModel& model, const BpeOptions& options, const std:
   Json added = Json::array(), vocab = Json::object(), merges = Json::array();
   for (size_t i = 0; i < model.vocab.size(); ++i) vocab[model.vocab[i]] = i;
   for (size_t i = 0; i < options.special_tokens.size(); ++i)
-    added.push_back({{"id", i}, {"content", options.special_tokens[i]}, {"single_word", false}, {"lstrip", false},
-                     {"rstrip", false}, {"normalized", false}, {"special", true}});
+    added.push_back({{"id", i},
+                     {"content", options.special_tokens[i]},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false},
+                     {"special", true}});
   for (const auto& [left, right] : model.merges) merges.push_back({left, right});
   return {{"version", "1.0"},
           {"truncation", nullptr},
@@ -156,9 +161,17 @@ Json tokenizer_json(const BpeModel& model, const BpeOptions& options, const std:
           {"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", splits}}},
           {"post_processor", nullptr},
           {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
-          {"model", {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr}, {"continuing_subword_prefix", nullptr},
-                     {"end_of_word_suffix", nullptr}, {"fuse_unk", false}, {"byte_fallback", false},
-                     {"ignore_merges", false}, {"vocab", vocab}, {"merges", merges}}}};
+          {"model",
+           {{"type", "BPE"},
+            {"dropout", nullptr},
+            {"unk_token", nullptr},
+            {"continuing_subword_prefix", nullptr},
+            {"end_of_word_suffix", nullptr},
+            {"fuse_unk", false},
+            {"byte_fallback", false},
+            {"ignore_merges", false},
+            {"vocab", vocab},
+            {"merges", merges}}}};
 }
 
 }  // namespace fulgur

@@ -16,8 +16,8 @@ namespace fulgur {
 using WordCounts = std::unordered_map<std::string, int64_t>;
 
 struct BpeOptions {
-  int64_t vocab_size = 4096;      // special tokens and the 256 bytes included
-  int64_t min_frequency = 2;      // a pair seen less often is never merged
+  int64_t vocab_size = 4096;                // special tokens and the 256 bytes included
+  int64_t min_frequency = 2;                // a pair seen less often is never merged
   std::vector<std::string> special_tokens;  // take the first ids
 };
 

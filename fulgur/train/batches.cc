@@ -17,8 +17,7 @@ void shuffle_with(std::vector<T>& items, RandomStream& random) {
 
 }  // namespace
 
-Batches::Batches(const TokenShards& shards, int64_t context, uint64_t seed)
-    : shards_(shards), context_(context), seed_(seed) {
+Batches::Batches(const TokenShards& shards, int64_t context, uint64_t seed) : shards_(shards), context_(context), seed_(seed) {
   shuffle(0);
   FULGUR_CHECK(!order_.empty(), "[data] expected at least one sequence of ", context, " tokens, got ", shards.tokens(),
                " tokens in all\n  hint: give more text, or a shorter context");
@@ -69,8 +68,8 @@ TrainBatch Batches::get(int64_t first, int64_t count) {
     }
     starts.push_back(int32_t(tokens.size()));
   }
-  return {pack_documents(at::tensor(tokens, at::kInt), lengths), at::tensor(next, at::kInt),
-          at::tensor(next2, at::kInt), at::tensor(starts, at::kInt)};
+  return {pack_documents(at::tensor(tokens, at::kInt), lengths), at::tensor(next, at::kInt), at::tensor(next2, at::kInt),
+          at::tensor(starts, at::kInt)};
 }
 
 }  // namespace fulgur

@@ -15,8 +15,8 @@ namespace fulgur {
 
 struct CheckpointState {
   std::string stage;
-  int64_t step = 0;          // steps done
-  Json facts;                // stage configuration, seed, data checksum, numeric path: must agree on resume
+  int64_t step = 0;  // steps done
+  Json facts;        // stage configuration, seed, data checksum, numeric path: must agree on resume
 };
 
 // Checkpoints are named "<stage>-<step, 8 digits>".

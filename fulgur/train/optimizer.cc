@@ -11,11 +11,12 @@ namespace fulgur {
 
 Optimizer::Optimizer(Weights& weights, const StageConfig& config) : config_(config) {
   for (const auto& parameter : parameters(weights)) {
-    bool wanted = parameter.trained() && (config.kind == StageKind::sparse ||
-                                          parameter.indexer() == (config.kind == StageKind::warmup));
+    bool wanted =
+        parameter.trained() && (config.kind == StageKind::sparse || parameter.indexer() == (config.kind == StageKind::warmup));
     parameter.tensor->requires_grad_(wanted);
     parameter.tensor->mutable_grad() = at::Tensor();
-    if (wanted) entries_.push_back({parameter, at::zeros_like(*parameter.tensor).detach(), at::zeros_like(*parameter.tensor).detach()});
+    if (wanted)
+      entries_.push_back({parameter, at::zeros_like(*parameter.tensor).detach(), at::zeros_like(*parameter.tensor).detach()});
   }
 }
 
@@ -36,9 +37,12 @@ Optimizer::Norms Optimizer::step(int64_t step) {
     bool indexer = parameter.indexer();
     auto weight = parameter.tensor->detach();
     ops::adamw(weight, parameter.tensor->grad().contiguous(), m, v,
-               {.lr = share * (indexer ? config_.indexer_lr : config_.lr), .beta1 = config_.beta1,
-                .beta2 = config_.beta2, .eps = config_.eps,
-                .weight_decay = parameter.decayed() ? config_.weight_decay : 0, .step = step + 1,
+               {.lr = share * (indexer ? config_.indexer_lr : config_.lr),
+                .beta1 = config_.beta1,
+                .beta2 = config_.beta2,
+                .eps = config_.eps,
+                .weight_decay = parameter.decayed() ? config_.weight_decay : 0,
+                .step = step + 1,
                 .grad_scale = scale(indexer ? norms.indexer : norms.model)});
     parameter.tensor->mutable_grad() = at::Tensor();
   }

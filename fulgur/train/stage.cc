@@ -45,8 +45,8 @@ void validate(const StageConfig& c) {
   not_negative("mtp_weight", c.mtp_weight), not_negative("balance_weight", c.balance_weight);
   not_negative("bias_speed", c.bias_speed), not_negative("probe_every", double(c.probe_every));
   FULGUR_CHECK(c.context >= 4, "[stage] context: expected at least 4 tokens, got ", c.context);
-  FULGUR_CHECK(c.micro_tokens > 0 && c.micro_tokens % c.context == 0,
-               "[stage] micro_tokens: expected a multiple of context ", c.context, ", got ", c.micro_tokens);
+  FULGUR_CHECK(c.micro_tokens > 0 && c.micro_tokens % c.context == 0, "[stage] micro_tokens: expected a multiple of context ",
+               c.context, ", got ", c.micro_tokens);
   FULGUR_CHECK(c.batch_tokens > 0 && c.batch_tokens % c.micro_tokens == 0,
                "[stage] batch_tokens: expected a multiple of micro_tokens ", c.micro_tokens, ", got ", c.batch_tokens);
   FULGUR_CHECK(c.dtype == "f32" || c.dtype == "bf16", "[stage] dtype: expected f32 or bf16, got ", c.dtype);

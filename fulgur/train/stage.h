@@ -15,23 +15,23 @@ enum class StageKind { pretrain, warmup, sparse };
 
 struct StageConfig {
   StageKind kind = StageKind::pretrain;
-  int64_t tokens = 0;              // training length; a stage ends with the step that reaches it
-  int64_t context = 512;           // tokens a sequence
-  int64_t batch_tokens = 8192;     // tokens an optimiser step
-  int64_t micro_tokens = 4096;     // tokens a forward pass; the rest is accumulated
-  double lr = 3e-3;                // peak rate of the model's parameters
-  double indexer_lr = 1e-3;        // peak rate of the indexer's
-  std::string schedule = "wsd";    // constant | cosine | wsd | linear, behind the warm-up
-  int64_t warmup_steps = 20;       // linear from 0
-  double decay_share = 0.3;        // wsd: share of the steps that decay
-  double final_lr = 0.05;          // share of the peak at the end
+  int64_t tokens = 0;            // training length; a stage ends with the step that reaches it
+  int64_t context = 512;         // tokens a sequence
+  int64_t batch_tokens = 8192;   // tokens an optimiser step
+  int64_t micro_tokens = 4096;   // tokens a forward pass; the rest is accumulated
+  double lr = 3e-3;              // peak rate of the model's parameters
+  double indexer_lr = 1e-3;      // peak rate of the indexer's
+  std::string schedule = "wsd";  // constant | cosine | wsd | linear, behind the warm-up
+  int64_t warmup_steps = 20;     // linear from 0
+  double decay_share = 0.3;      // wsd: share of the steps that decay
+  double final_lr = 0.05;        // share of the peak at the end
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
-  double weight_decay = 0.1;       // matrices only
-  double clip = 1.0;               // largest gradient norm of the model; of the indexer on its own too
+  double weight_decay = 0.1;  // matrices only
+  double clip = 1.0;          // largest gradient norm of the model; of the indexer on its own too
   double mtp_weight = 0.3;
-  double balance_weight = 1e-4;    // sequence-wise balance loss
-  double bias_speed = 1e-3;        // auxiliary-loss-free balancing: step of the correction bias
-  std::string dtype = "f32";       // f32 | bf16 compute; masters are f32
+  double balance_weight = 1e-4;  // sequence-wise balance loss
+  double bias_speed = 1e-3;      // auxiliary-loss-free balancing: step of the correction bias
+  std::string dtype = "f32";     // f32 | bf16 compute; masters are f32
   uint64_t seed = 1;
   int64_t checkpoint_every = 200;  // steps; the last step always
   int64_t probe_every = 50;        // steps between recall and attention-mass probes of one sequence; 0: never

@@ -11,7 +11,8 @@ namespace {
 void forward_backward(Transformer& model, const StageConfig& config, const TrainBatch& b, StepSums& sums) {
   bool language = config.kind != StageKind::warmup, kl = config.kind != StageKind::pretrain;
   ForwardOptions options{.attention = config.kind == StageKind::sparse ? Attention::sparse : Attention::dense,
-                         .type = config.dtype == "bf16" ? at::kBFloat16 : at::kFloat, .indexer_kl = kl,
+                         .type = config.dtype == "bf16" ? at::kBFloat16 : at::kFloat,
+                         .indexer_kl = kl,
                          .balance_starts = language ? b.starts : at::Tensor()};
   std::vector<LayerLosses> losses;
   auto hidden = model.forward(b.batch, options, nullptr, &losses);

@@ -49,7 +49,8 @@ TEST(Stage, ImpossibleNumbersAreNamed) {
     return std::string("nothing");
   };
   EXPECT_EQ(says([](auto&) {}), "nothing");
-  EXPECT_NE(says([](auto& c) { c.batch_tokens = 5000; }).find("expected a multiple of micro_tokens 4096, got 5000"), std::string::npos);
+  EXPECT_NE(says([](auto& c) { c.batch_tokens = 5000; }).find("expected a multiple of micro_tokens 4096, got 5000"),
+            std::string::npos);
   EXPECT_NE(says([](auto& c) { c.lr = NAN; }).find("[stage] lr: expected a positive number"), std::string::npos);
   EXPECT_NE(says([](auto& c) { c.beta2 = 1.5; }).find("beta2: expected a number from 0 to 1"), std::string::npos);
 }
@@ -65,7 +66,8 @@ class BatchesTest : public testing::Test {
       auto name = cat(i < 10 ? "0" : "", i);
       write_file_atomic(folder / "text" / (name + ".txt"), std::string(1 + i * 7 % 90, char('A' + i)));
     }
-    pack({.inputs = {folder / "text"}, .tokenizer = folder / "tokenizer.json", .out = folder, .holdout_every = 10}, [](int64_t, int64_t) {});
+    pack({.inputs = {folder / "text"}, .tokenizer = folder / "tokenizer.json", .out = folder, .holdout_every = 10},
+         [](int64_t, int64_t) {});
   }
   void TearDown() override { fs::remove_all(folder); }
 
@@ -84,7 +86,8 @@ TEST_F(BatchesTest, AttentionPositionsAndTargetsStayWithinOneDocument) {
   for (int64_t i = 0; i < N; ++i) {
     EXPECT_EQ(visible[2 * i], i - position[i]);
     EXPECT_EQ(visible[2 * i + 1], i + 1);
-    bool follows = i + 1 < N && position[i + 1] == position[i] + 1, twice = follows && i + 2 < N && position[i + 2] == position[i] + 2;
+    bool follows = i + 1 < N && position[i + 1] == position[i] + 1,
+         twice = follows && i + 2 < N && position[i + 2] == position[i] + 2;
     EXPECT_TRUE(!follows || next[i] == token[i + 1]);
     EXPECT_TRUE(!twice || next2[i] == token[i + 2]);
     for (int64_t key = visible[2 * i]; key < i; ++key)  // letters of one document only

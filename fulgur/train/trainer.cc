@@ -26,10 +26,16 @@ namespace {
 class StageRun {
  public:
   StageRun(const StageConfig& config, const StageInputs& inputs)
-      : config_(config), inputs_(inputs), name_(stage_name(config.kind)), shards_(inputs.data, "train"),
-        valid_(inputs.data, "valid"), batches_(shards_, config.context, config.seed),
-        probe_batches_(valid_, config.context, config.seed), tokenizer_(inputs.data / "tokenizer.json"),
-        model_(load_model(start_folder())), optimizer_(model_.weights(), config) {
+      : config_(config),
+        inputs_(inputs),
+        name_(stage_name(config.kind)),
+        shards_(inputs.data, "train"),
+        valid_(inputs.data, "valid"),
+        batches_(shards_, config.context, config.seed),
+        probe_batches_(valid_, config.context, config.seed),
+        tokenizer_(inputs.data / "tokenizer.json"),
+        model_(load_model(start_folder())),
+        optimizer_(model_.weights(), config) {
     FULGUR_CHECK(model_.config().vocab_size >= tokenizer_.vocab_size(), "[train] expected a model of at least ",
                  tokenizer_.vocab_size(), " tokens, got ", model_.config().vocab_size);
     FULGUR_CHECK(config.kind == StageKind::pretrain || model_.config().has_indexer(), "[train] stage ", name_,
@@ -91,11 +97,14 @@ std::vector<TrainBatch> StageRun::batches(int64_t step) {
   return parts;
 }
 
-Json StageRun::metrics_line(int64_t step, const StepSums& sums, const Optimizer::Norms& norms,
-                            double seconds) const {
+Json StageRun::metrics_line(int64_t step, const StepSums& sums, const Optimizer::Norms& norms, double seconds) const {
   double rate = double(config_.batch_tokens) / seconds;
-  Json line = {{"stage", name_}, {"step", step}, {"tokens", (step + 1) * config_.batch_tokens},
-               {"lr", config_.lr * schedule_share(config_, step)}, {"seconds", seconds}, {"tokens_per_second", rate},
+  Json line = {{"stage", name_},
+               {"step", step},
+               {"tokens", (step + 1) * config_.batch_tokens},
+               {"lr", config_.lr * schedule_share(config_, step)},
+               {"seconds", seconds},
+               {"tokens_per_second", rate},
                {"share_of_peak", rate * train_flops(model_.config(), TrainForm(config_.kind), config_.context) / peak_flops_}};
   if (config_.kind != StageKind::warmup) {
     line["loss"] = sums.nll / double(sums.targets);

@@ -10,9 +10,9 @@
 namespace fulgur {
 
 struct StageInputs {
-  std::filesystem::path run;    // run directory; made when missing
-  std::filesystem::path data;   // folder of token shards
-  std::filesystem::path model;  // where the stage starts: a folder with config.json, weights and tokenizer.json
+  std::filesystem::path run;                // run directory; made when missing
+  std::filesystem::path data;               // folder of token shards
+  std::filesystem::path model;              // where the stage starts: a folder with config.json, weights and tokenizer.json
   const std::atomic<bool>* stop = nullptr;  // set by a signal: write a checkpoint and return
 };
 
@@ -20,7 +20,7 @@ struct StageResult {
   std::filesystem::path checkpoint;  // the newest
   int64_t step = 0;
   bool finished = false;
-  double seconds = 0;                // of this call
+  double seconds = 0;  // of this call
   double tokens_per_second = 0;
 };
 

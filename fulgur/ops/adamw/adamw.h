@@ -8,8 +8,8 @@ namespace fulgur::ops {
 
 struct AdamwStep {
   double lr, beta1, beta2, eps, weight_decay;
-  int64_t step;         // from 1, for the bias correction
-  double grad_scale;    // the gradient is multiplied by it first: clipping
+  int64_t step;       // from 1, for the bias correction
+  double grad_scale;  // the gradient is multiplied by it first: clipping
 };
 
 // m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr * (m^ / (sqrt(v^) + eps) + weight_decay * p).

@@ -12,9 +12,9 @@ struct AdamwParams {
   float* m;
   float* v;
   float beta1, beta2, eps, grad_scale;
-  float step_size;    // lr / (1 - beta1^t)
-  float v_correction; // 1 / sqrt(1 - beta2^t)
-  float keep;         // 1 - lr * weight_decay
+  float step_size;     // lr / (1 - beta1^t)
+  float v_correction;  // 1 / sqrt(1 - beta2^t)
+  float keep;          // 1 - lr * weight_decay
 };
 
 FULGUR_KERNEL(void, adamw_block, (const AdamwParams&, int64_t first, int64_t last))

@@ -8,31 +8,40 @@ namespace fulgur::ops {
 namespace {
 
 using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, double);
-using Backward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                                    const Tensor&, const Tensor&, const Tensor&, double);
+using Backward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                                    const Tensor&, const Tensor&, double);
 
 void check(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible) {
   FULGUR_CHECK(q.dim() == 3 && k.dim() == 3 && v.dim() == 3 && q.size(1) == k.size(1) && q.size(2) == k.size(2),
                "[dense_mla] expected q [N, H, E] and k [S, H, E], got ", q.sizes(), " and ", k.sizes());
-  FULGUR_CHECK(v.size(0) == k.size(0) && v.size(1) == k.size(1), "[dense_mla] expected v [", k.size(0), ", ",
-               k.size(1), ", V], got ", v.sizes());
+  FULGUR_CHECK(v.size(0) == k.size(0) && v.size(1) == k.size(1), "[dense_mla] expected v [", k.size(0), ", ", k.size(1),
+               ", V], got ", v.sizes());
   FULGUR_CHECK(q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type(),
-               "[dense_mla] expected q, k, v of one type, got ", q.scalar_type(), ", ", k.scalar_type(), ", ",
-               v.scalar_type());
+               "[dense_mla] expected q, k, v of one type, got ", q.scalar_type(), ", ", k.scalar_type(), ", ", v.scalar_type());
   check_visible(visible, q.size(0), k.size(0), "dense_mla");
 }
 
 DenseMlaParams params_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible, const Tensor& out,
                          const Tensor& lse, double scale) {
-  return {.q = q.const_data_ptr(), .k = k.const_data_ptr(), .v = v.const_data_ptr(),
-          .visible = visible.const_data_ptr<int>(), .out = const_cast<void*>(out.const_data_ptr()),
-          .lse = const_cast<float*>(lse.const_data_ptr<float>()), .H = q.size(1), .E = q.size(2), .V = v.size(2),
-          .scale = float(scale), .type = storage(q, "dense_mla"), .dout = nullptr, .dq = nullptr, .dk = nullptr,
+  return {.q = q.const_data_ptr(),
+          .k = k.const_data_ptr(),
+          .v = v.const_data_ptr(),
+          .visible = visible.const_data_ptr<int>(),
+          .out = const_cast<void*>(out.const_data_ptr()),
+          .lse = const_cast<float*>(lse.const_data_ptr<float>()),
+          .H = q.size(1),
+          .E = q.size(2),
+          .V = v.size(2),
+          .scale = float(scale),
+          .type = storage(q, "dense_mla"),
+          .dout = nullptr,
+          .dq = nullptr,
+          .dk = nullptr,
           .dv = nullptr};
 }
 
-std::tuple<Tensor, Tensor> dense_mla_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
-                                         const Tensor& visible_in, double scale) {
+std::tuple<Tensor, Tensor> dense_mla_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const Tensor& visible_in,
+                                         double scale) {
   auto visible = visible_in.contiguous(), q = q_in.contiguous(), k = k_in.contiguous(), v = v_in.contiguous();
   check(q, k, v, visible);
   int64_t N = q.size(0), H = q.size(1);
@@ -55,8 +64,8 @@ std::tuple<Tensor, Tensor> dense_mla_meta(const Tensor& q, const Tensor&, const 
 }
 
 std::tuple<Tensor, Tensor, Tensor> dense_mla_backward_cpu(const Tensor& dout_in, const Tensor& q_in, const Tensor& k_in,
-                                                          const Tensor& v_in, const Tensor& visible_in,
-                                                          const Tensor& out_in, const Tensor& lse_in, double scale) {
+                                                          const Tensor& v_in, const Tensor& visible_in, const Tensor& out_in,
+                                                          const Tensor& lse_in, double scale) {
   auto visible = visible_in.contiguous(), q = q_in.contiguous(), k = k_in.contiguous(), v = v_in.contiguous();
   auto dout = dout_in.to(q.scalar_type()).contiguous(), out = out_in.contiguous(), lse = lse_in.contiguous();
   auto f32 = q.options().dtype(at::kFloat);
@@ -75,16 +84,15 @@ std::tuple<Tensor, Tensor, Tensor> dense_mla_backward_cpu(const Tensor& dout_in,
   return {dq.to(q.scalar_type()), dk.to(q.scalar_type()), dv.to(q.scalar_type())};
 }
 
-std::tuple<Tensor, Tensor, Tensor> dense_mla_backward_meta(const Tensor&, const Tensor& q, const Tensor& k,
-                                                           const Tensor& v, const Tensor&, const Tensor&,
-                                                           const Tensor&, double) {
+std::tuple<Tensor, Tensor, Tensor> dense_mla_backward_meta(const Tensor&, const Tensor& q, const Tensor& k, const Tensor& v,
+                                                           const Tensor&, const Tensor&, const Tensor&, double) {
   auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   return {like(q), like(k), like(v)};
 }
 
 struct DenseMlaFunction : torch::autograd::Function<DenseMlaFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
-                               const Tensor& visible, double scale) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible,
+                               double scale) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [out, lse] = ops::dense_mla(q, k, v, visible, scale);
     ctx->save_for_backward({q, k, v, visible, out, lse});
@@ -124,8 +132,8 @@ TORCH_LIBRARY_IMPL(fulgur, Autograd, m) { m.impl("dense_mla", dense_mla_autograd
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> dense_mla(const Tensor& q_NHE, const Tensor& k_SHE, const Tensor& v_SHV,
-                                     const Tensor& visible_N2, double scale) {
+std::tuple<Tensor, Tensor> dense_mla(const Tensor& q_NHE, const Tensor& k_SHE, const Tensor& v_SHV, const Tensor& visible_N2,
+                                     double scale) {
   static const auto op = typed<Forward>("dense_mla");
   return op.call(q_NHE, k_SHE, v_SHV, visible_N2, scale);
 }

@@ -10,7 +10,8 @@ RegisterBench cases([] {
   auto visible = causal(N, N);
   double pairs = double(N) * (N + 1) / 2, flops = 2.0 * H * (E + V) * pairs, bytes = 4.0 * N * H * (2 * E + 2 * V);
   std::vector<BenchCase> out;
-  out.push_back({"dense_mla", "N1024 H8 E192 V128 causal", flops, bytes, [=] { dense_mla(q.detach(), k.detach(), v.detach(), visible, 0.07); },
+  out.push_back({"dense_mla", "N1024 H8 E192 V128 causal", flops, bytes,
+                 [=] { dense_mla(q.detach(), k.detach(), v.detach(), visible, 0.07); },
                  [=] { reference::dense_mla(q.detach(), k.detach(), v.detach(), visible, 0.07); }});
   out.push_back({"dense_mla train", "N1024 H8 E192 V128 causal", 3.5 * flops, 3 * bytes,
                  train({q, k, v}, [=] { return std::get<0>(dense_mla(q, k, v, visible, 0.07)); }),

@@ -16,8 +16,19 @@ const void* element(const void* base, Storage type, int64_t offset) {
 // a tile of A * B^T: scores[r][j] = rows of a (stride a_row) dot rows of b (stride b_row).
 void rows_dot_rows(const void* a, int64_t a_row, const void* b, int64_t b_row, Storage type, int64_t rows, int64_t keys,
                    int64_t size, float* scores) {
-  gemm_serial({.a = a, .b = b, .c = scores, .M = rows, .N = keys, .K = size, .a_row = a_row, .a_col = 1, .b_row = 1,
-               .b_col = b_row, .c_row = kTile, .a_type = type, .b_type = type});
+  gemm_serial({.a = a,
+               .b = b,
+               .c = scores,
+               .M = rows,
+               .N = keys,
+               .K = size,
+               .a_row = a_row,
+               .a_col = 1,
+               .b_row = 1,
+               .b_col = b_row,
+               .c_row = kTile,
+               .a_type = type,
+               .b_type = type});
 }
 
 struct Block {
@@ -33,8 +44,8 @@ Block block_of(const DenseMlaParams& p, int64_t first, int64_t last) {
 // Scaled scores of one tile, -inf beyond each row's end and beyond the tile's keys.
 void score_tile(const DenseMlaParams& p, int64_t head, int64_t first, const Block& block, int64_t key, float* scores) {
   int64_t keys = std::min(kTile, block.end - key), row_stride = p.H * p.E;
-  rows_dot_rows(element(p.q, p.type, (first * p.H + head) * p.E), row_stride,
-                element(p.k, p.type, (key * p.H + head) * p.E), row_stride, p.type, block.rows, keys, p.E, scores);
+  rows_dot_rows(element(p.q, p.type, (first * p.H + head) * p.E), row_stride, element(p.k, p.type, (key * p.H + head) * p.E),
+                row_stride, p.type, block.rows, keys, p.E, scores);
   for (int64_t r = 0; r < block.rows; ++r) {
     int64_t seen = std::clamp<int64_t>(p.visible[2 * (first + r) + 1] - key, 0, kTile);
     float* row = scores + r * kTile;
@@ -80,8 +91,17 @@ void dense_mla_block(const DenseMlaParams& p, int64_t head, int64_t first, int64
     score_tile(p, head, first, block, key, scores);
     float factor[kDenseMlaRows];
     for (int64_t r = 0; r < block.rows; ++r) factor[r] = softmax_step(scores + r * kTile, top[r], total[r]);
-    gemm_serial({.a = scores, .b = element(p.v, p.type, (key * p.H + head) * p.V), .c = added, .M = block.rows,
-                 .N = p.V, .K = keys, .a_row = kTile, .a_col = 1, .b_row = p.H * p.V, .b_col = 1, .c_row = p.V,
+    gemm_serial({.a = scores,
+                 .b = element(p.v, p.type, (key * p.H + head) * p.V),
+                 .c = added,
+                 .M = block.rows,
+                 .N = p.V,
+                 .K = keys,
+                 .a_row = kTile,
+                 .a_col = 1,
+                 .b_row = p.H * p.V,
+                 .b_col = 1,
+                 .c_row = p.V,
                  .b_type = p.type});
     for (int64_t r = 0; r < block.rows; ++r)
       for (int64_t d = 0; d < p.V; ++d) sums[r * p.V + d] = sums[r * p.V + d] * factor[r] + added[r * p.V + d];
@@ -115,8 +135,8 @@ void dense_mla_backward_block(const DenseMlaParams& p, int64_t head, int64_t fir
   for (int64_t key = block.begin; key < block.end; key += kTile) {
     int64_t keys = std::min(kTile, block.end - key), k_at = (key * p.H + head) * p.E, v_at = (key * p.H + head) * p.V;
     score_tile(p, head, first, block, key, probability);
-    rows_dot_rows(element(p.dout, p.type, o_at), v_row, element(p.v, p.type, v_at), v_row, p.type, block.rows, keys,
-                  p.V, gradient);
+    rows_dot_rows(element(p.dout, p.type, o_at), v_row, element(p.v, p.type, v_at), v_row, p.type, block.rows, keys, p.V,
+                  gradient);
     for (int64_t r = 0; r < block.rows; ++r) {
       float lse = p.lse[(first + r) * p.H + head];
       for (int64_t j = 0; j < kTile; j += kLanes) {
@@ -127,15 +147,45 @@ void dense_mla_backward_block(const DenseMlaParams& p, int64_t head, int64_t fir
         store(dat, e * (load(dat) - delta[r]) * p.scale);
       }
     }
-    GemmParams to_q{.a = gradient, .b = element(p.k, p.type, k_at), .c = p.dq + q_at, .M = block.rows, .N = p.E,
-                    .K = keys, .a_row = kTile, .a_col = 1, .b_row = qk_row, .b_col = 1, .c_row = qk_row,
-                    .b_type = p.type, .accumulate = true};
-    GemmParams to_k{.a = gradient, .b = element(p.q, p.type, q_at), .c = p.dk + k_at, .M = keys, .N = p.E,
-                    .K = block.rows, .a_row = 1, .a_col = kTile, .b_row = qk_row, .b_col = 1, .c_row = qk_row,
-                    .b_type = p.type, .accumulate = true};
-    GemmParams to_v{.a = probability, .b = element(p.dout, p.type, o_at), .c = p.dv + v_at, .M = keys, .N = p.V,
-                    .K = block.rows, .a_row = 1, .a_col = kTile, .b_row = v_row, .b_col = 1, .c_row = v_row,
-                    .b_type = p.type, .accumulate = true};
+    GemmParams to_q{.a = gradient,
+                    .b = element(p.k, p.type, k_at),
+                    .c = p.dq + q_at,
+                    .M = block.rows,
+                    .N = p.E,
+                    .K = keys,
+                    .a_row = kTile,
+                    .a_col = 1,
+                    .b_row = qk_row,
+                    .b_col = 1,
+                    .c_row = qk_row,
+                    .b_type = p.type,
+                    .accumulate = true};
+    GemmParams to_k{.a = gradient,
+                    .b = element(p.q, p.type, q_at),
+                    .c = p.dk + k_at,
+                    .M = keys,
+                    .N = p.E,
+                    .K = block.rows,
+                    .a_row = 1,
+                    .a_col = kTile,
+                    .b_row = qk_row,
+                    .b_col = 1,
+                    .c_row = qk_row,
+                    .b_type = p.type,
+                    .accumulate = true};
+    GemmParams to_v{.a = probability,
+                    .b = element(p.dout, p.type, o_at),
+                    .c = p.dv + v_at,
+                    .M = keys,
+                    .N = p.V,
+                    .K = block.rows,
+                    .a_row = 1,
+                    .a_col = kTile,
+                    .b_row = v_row,
+                    .b_col = 1,
+                    .c_row = v_row,
+                    .b_type = p.type,
+                    .accumulate = true};
     gemm_serial(to_q), gemm_serial(to_k), gemm_serial(to_v);
   }
 }

@@ -15,12 +15,12 @@ struct DenseMlaParams {
   float* lse;              // [N, H]
   int64_t H, E, V;
   float scale;
-  Storage type;            // of q, k, v, out
+  Storage type;  // of q, k, v, out
   // Backward pass only; gradients are f32 and start as zeros.
-  const void* dout;        // [N, H, V]
-  float* dq;               // [N, H, E]
-  float* dk;               // [S, H, E]
-  float* dv;               // [S, H, V]
+  const void* dout;  // [N, H, V]
+  float* dq;         // [N, H, E]
+  float* dk;         // [S, H, E]
+  float* dv;         // [S, H, V]
 };
 
 constexpr int64_t kDenseMlaRows = 64;  // query rows of one block, all with the same first key

@@ -25,8 +25,7 @@ Tensor embedding_cpu(const Tensor& weight_in, const Tensor& ids_in, bool bf16) {
 }
 
 Tensor embedding_meta(const Tensor& weight, const Tensor& ids, bool bf16) {
-  return at::empty_symint({ids.sym_size(0), weight.sym_size(1)},
-                          weight.options().dtype(bf16 ? at::kBFloat16 : at::kFloat));
+  return at::empty_symint({ids.sym_size(0), weight.sym_size(1)}, weight.options().dtype(bf16 ? at::kBFloat16 : at::kFloat));
 }
 
 // Columns are the tasks: each adds all rows in order, so no two touch one number.

@@ -11,7 +11,8 @@ RegisterBench cases([] {
   return std::vector<BenchCase>{
       {"embedding", "N4096 D1024 V8192", 0, 8.0 * N * D, [=] { embedding(w.detach(), ids, at::kFloat); },
        [=] { reference::embedding(w.detach(), ids, at::kFloat); }},
-      {"embedding train", "N4096 D1024 V8192", 1.0 * N * D, 4.0 * (4 * N * D + V * D), train({w}, [=] { return embedding(w, ids, at::kFloat); }),
+      {"embedding train", "N4096 D1024 V8192", 1.0 * N * D, 4.0 * (4 * N * D + V * D),
+       train({w}, [=] { return embedding(w, ids, at::kFloat); }),
        train({w}, [=] { return reference::embedding(w, ids, at::kFloat); })}};
 });
 

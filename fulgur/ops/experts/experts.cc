@@ -10,17 +10,15 @@ using Two = Tensor(const Tensor&, const Tensor&);
 using SwigluBackward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&);
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                                                            const Tensor&, const Tensor&, const Tensor&);
-using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
-                                                                    const Tensor&, const Tensor&, const Tensor&,
-                                                                    const Tensor&, const Tensor&, const Tensor&,
-                                                                    const Tensor&);
+using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                                                    const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                                                    const Tensor&, const Tensor&);
 
 // Blocks are whole vectors of every instruction set, so an element's arithmetic never depends on the split.
 void swiglu_all(const SwigluParams& params, int64_t size) {
   constexpr int64_t kBlock = 1 << 14;
   auto kernel = FULGUR_CALL(swiglu_block);
-  parallel_for((size + kBlock - 1) / kBlock,
-               [&](int64_t i) { kernel(params, i * kBlock, std::min(size, (i + 1) * kBlock)); });
+  parallel_for((size + kBlock - 1) / kBlock, [&](int64_t i) { kernel(params, i * kBlock, std::min(size, (i + 1) * kBlock)); });
 }
 
 Tensor swiglu_cpu(const Tensor& gate_in, const Tensor& up_in) {
@@ -28,8 +26,14 @@ Tensor swiglu_cpu(const Tensor& gate_in, const Tensor& up_in) {
                "[swiglu] expected gate and up of one shape and type, got ", gate_in.sizes(), " and ", up_in.sizes());
   auto gate = gate_in.contiguous(), up = up_in.contiguous();
   auto y = at::empty(gate.sizes(), gate.options());
-  swiglu_all({.gate = gate.const_data_ptr(), .up = up.const_data_ptr(), .dy = nullptr, .y = y.mutable_data_ptr(),
-              .dgate = nullptr, .dup = nullptr, .type = storage(gate, "swiglu")}, gate.numel());
+  swiglu_all({.gate = gate.const_data_ptr(),
+              .up = up.const_data_ptr(),
+              .dy = nullptr,
+              .y = y.mutable_data_ptr(),
+              .dgate = nullptr,
+              .dup = nullptr,
+              .type = storage(gate, "swiglu")},
+             gate.numel());
   return y;
 }
 
@@ -38,8 +42,13 @@ Tensor swiglu_meta(const Tensor& gate, const Tensor&) { return at::empty_symint(
 std::tuple<Tensor, Tensor> swiglu_backward_cpu(const Tensor& dy_in, const Tensor& gate_in, const Tensor& up_in) {
   auto dy = dy_in.contiguous(), gate = gate_in.contiguous(), up = up_in.contiguous();
   auto dgate = at::empty(gate.sizes(), gate.options()), dup = at::empty(gate.sizes(), gate.options());
-  swiglu_all({.gate = gate.const_data_ptr(), .up = up.const_data_ptr(), .dy = dy.const_data_ptr(), .y = nullptr,
-              .dgate = dgate.mutable_data_ptr(), .dup = dup.mutable_data_ptr(), .type = storage(gate, "swiglu")},
+  swiglu_all({.gate = gate.const_data_ptr(),
+              .up = up.const_data_ptr(),
+              .dy = dy.const_data_ptr(),
+              .y = nullptr,
+              .dgate = dgate.mutable_data_ptr(),
+              .dup = dup.mutable_data_ptr(),
+              .type = storage(gate, "swiglu")},
              gate.numel());
   return {dgate, dup};
 }
@@ -96,8 +105,8 @@ T* at_row(T* base, int64_t offset, Storage type) {
 }
 
 // y[rows of e] = x[rows of e] * W_e^T (transposed: * W_e), W [E, out, in].
-void append_products(std::vector<GemmParams>& products, const Grouping& g, const Tensor& x, const Tensor& weight,
-                     Tensor& y, bool transposed, bool accumulate = false) {
+void append_products(std::vector<GemmParams>& products, const Grouping& g, const Tensor& x, const Tensor& weight, Tensor& y,
+                     bool transposed, bool accumulate = false) {
   int64_t out = weight.size(transposed ? 2 : 1), in = weight.size(transposed ? 1 : 2);
   auto x_type = storage(x, "experts"), w_type = storage(weight, "experts"), y_type = storage(y, "experts");
   for (int64_t e = 0; e < weight.size(0); ++e) {
@@ -105,25 +114,42 @@ void append_products(std::vector<GemmParams>& products, const Grouping& g, const
     if (rows == 0) continue;
     products.push_back({.a = at_row(x.const_data_ptr(), first * in, x_type),
                         .b = at_row(weight.const_data_ptr(), e * weight.stride(0), w_type),
-                        .c = at_row(y.mutable_data_ptr(), first * out, y_type), .M = rows, .N = out, .K = in,
-                        .a_row = in, .a_col = 1, .b_row = weight.stride(transposed ? 1 : 2),
-                        .b_col = weight.stride(transposed ? 2 : 1), .c_row = out, .a_type = x_type, .b_type = w_type,
-                        .c_type = y_type, .round_b_to_bf16 = x_type == Storage::bf16 && w_type == Storage::f32,
+                        .c = at_row(y.mutable_data_ptr(), first * out, y_type),
+                        .M = rows,
+                        .N = out,
+                        .K = in,
+                        .a_row = in,
+                        .a_col = 1,
+                        .b_row = weight.stride(transposed ? 1 : 2),
+                        .b_col = weight.stride(transposed ? 2 : 1),
+                        .c_row = out,
+                        .a_type = x_type,
+                        .b_type = w_type,
+                        .c_type = y_type,
+                        .round_b_to_bf16 = x_type == Storage::bf16 && w_type == Storage::f32,
                         .accumulate = accumulate});
   }
 }
 
 // dW_e = dy[rows of e]^T * x[rows of e], rows in token order; exact zeros for an expert without tokens.
-void append_gradients(std::vector<GemmParams>& products, const Grouping& g, const Tensor& dy, const Tensor& x,
-                      Tensor& dweight) {
+void append_gradients(std::vector<GemmParams>& products, const Grouping& g, const Tensor& dy, const Tensor& x, Tensor& dweight) {
   int64_t out = dweight.size(1), in = dweight.size(2);
   auto type = storage(x, "experts");
   for (int64_t e = 0; e < dweight.size(0); ++e)
     products.push_back({.a = at_row(dy.const_data_ptr(), g.start[e] * out, type),
                         .b = at_row(x.const_data_ptr(), g.start[e] * in, type),
-                        .c = at_row(dweight.mutable_data_ptr(), e * out * in, storage(dweight, "experts")), .M = out,
-                        .N = in, .K = g.start[e + 1] - g.start[e], .a_row = 1, .a_col = out, .b_row = in, .b_col = 1,
-                        .c_row = in, .a_type = type, .b_type = type, .c_type = storage(dweight, "experts")});
+                        .c = at_row(dweight.mutable_data_ptr(), e * out * in, storage(dweight, "experts")),
+                        .M = out,
+                        .N = in,
+                        .K = g.start[e + 1] - g.start[e],
+                        .a_row = 1,
+                        .a_col = out,
+                        .b_row = in,
+                        .b_col = 1,
+                        .c_row = in,
+                        .a_type = type,
+                        .b_type = type,
+                        .c_type = storage(dweight, "experts")});
 }
 
 void for_rows(int64_t rows, const std::function<void(int64_t)>& work) {
@@ -138,8 +164,8 @@ void check_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, co
   FULGUR_CHECK(x.dim() == 2 && gate.dim() == 3 && gate.size(2) == x.size(1),
                "[experts] expected rows [N, D] and gate weights [E, I, D], got ", x.sizes(), " and ", gate.sizes());
   FULGUR_CHECK(up.sizes() == gate.sizes(), "[experts] expected up weights ", gate.sizes(), ", got ", up.sizes());
-  FULGUR_CHECK(down.dim() == 3 && down.size(0) == gate.size(0) && down.size(1) == gate.size(2) &&
-                   down.size(2) == gate.size(1), "[experts] expected down weights [E, D, I], got ", down.sizes());
+  FULGUR_CHECK(down.dim() == 3 && down.size(0) == gate.size(0) && down.size(1) == gate.size(2) && down.size(2) == gate.size(1),
+               "[experts] expected down weights [E, D, I], got ", down.sizes());
   FULGUR_CHECK(ids.dim() == 2 && ids.size(0) == x.size(0) && ids.sizes() == weights.sizes(),
                "[experts] expected ids and weights [N, k], got ", ids.sizes(), " and ", weights.sizes());
   FULGUR_CHECK(shared.sizes() == x.sizes(), "[experts] expected a shared output ", x.sizes(), ", got ", shared.sizes());
@@ -165,16 +191,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> experts_cpu(const Tensor& x_in, const
   append_products(products, g, hidden, down_w, out, false);
   gemm(products);
   auto y = at::empty({N, D}, x.options());
-  CombineParams combine{out.const_data_ptr(), g.place.data(), weights.const_data_ptr<float>(),
-                        shared.const_data_ptr(), y.mutable_data_ptr(), k, D, storage(x, "experts")};
+  CombineParams combine{
+      out.const_data_ptr(), g.place.data(), weights.const_data_ptr<float>(), shared.const_data_ptr(), y.mutable_data_ptr(), k, D,
+      storage(x, "experts")};
   auto kernel = FULGUR_CALL(combine_row);
   for_rows(N, [&](int64_t row) { kernel(combine, row); });
   return {y, gate, up, out};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> experts_meta(const Tensor& x, const Tensor& ids, const Tensor&,
-                                                        const Tensor& gate_w, const Tensor&, const Tensor&,
-                                                        const Tensor&) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> experts_meta(const Tensor& x, const Tensor& ids, const Tensor&, const Tensor& gate_w,
+                                                        const Tensor&, const Tensor&, const Tensor&) {
   auto pairs = x.sym_size(0) * ids.sym_size(1);
   auto inner = at::empty_symint({pairs, gate_w.sym_size(1)}, x.options());
   return {at::empty_symint(x.sym_sizes(), x.options()), inner, at::empty_like(inner),
@@ -182,9 +208,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> experts_meta(const Tensor& x, const T
 }
 
 // {dx, dweights, dgate_w, dup_w, ddown_w}; the shared output's gradient is dy itself.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> experts_backward_cpu(
-    const Tensor& dy_in, const Tensor& x_in, const Tensor& ids, const Tensor& weights_in, const Tensor& gate_w,
-    const Tensor& up_w, const Tensor& down_w, const Tensor& gate, const Tensor& up, const Tensor& out) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> experts_backward_cpu(const Tensor& dy_in, const Tensor& x_in,
+                                                                        const Tensor& ids, const Tensor& weights_in,
+                                                                        const Tensor& gate_w, const Tensor& up_w,
+                                                                        const Tensor& down_w, const Tensor& gate,
+                                                                        const Tensor& up, const Tensor& out) {
   auto dy = dy_in.contiguous(), x = x_in.contiguous(), weights = weights_in.contiguous();
   int64_t N = x.size(0), D = x.size(1), k = ids.size(1);
   auto type = storage(x, "experts");
@@ -192,8 +220,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> experts_backward_cpu(
 
   auto dout = at::empty(out.sizes(), out.options());
   auto dweights = at::empty(weights.sizes(), weights.options());
-  SpreadParams spread{dy.const_data_ptr(), out.const_data_ptr(), g.place.data(), weights.const_data_ptr<float>(),
-                      dout.mutable_data_ptr(), dweights.mutable_data_ptr<float>(), k, D, type};
+  SpreadParams spread{dy.const_data_ptr(),
+                      out.const_data_ptr(),
+                      g.place.data(),
+                      weights.const_data_ptr<float>(),
+                      dout.mutable_data_ptr(),
+                      dweights.mutable_data_ptr<float>(),
+                      k,
+                      D,
+                      type};
   auto spread_kernel = FULGUR_CALL(spread_row);
   for_rows(N, [&](int64_t row) { spread_kernel(spread, row); });
 
@@ -204,7 +239,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> experts_backward_cpu(
   auto hidden = at::empty(gate.sizes(), gate.options());
   auto dgate = at::empty(gate.sizes(), gate.options()), dup = at::empty(gate.sizes(), gate.options());
   swiglu_all({gate.const_data_ptr(), up.const_data_ptr(), dhidden.const_data_ptr(), hidden.mutable_data_ptr(),
-              dgate.mutable_data_ptr(), dup.mutable_data_ptr(), type}, gate.numel());
+              dgate.mutable_data_ptr(), dup.mutable_data_ptr(), type},
+             gate.numel());
 
   auto x_rows = gather(x, g.token);
   auto dgate_w = at::empty(gate_w.sizes(), gate_w.options()), dup_w = at::empty(up_w.sizes(), up_w.options());
@@ -221,16 +257,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> experts_backward_cpu(
   gemm(products);
 
   auto dx = at::empty(x.sizes(), dx_gate.options());
-  CombineParams combine{dx_gate.const_data_ptr(), g.place.data(), nullptr, nullptr, dx.mutable_data_ptr(), k, D,
-                        Storage::f32};
+  CombineParams combine{dx_gate.const_data_ptr(), g.place.data(), nullptr, nullptr, dx.mutable_data_ptr(), k, D, Storage::f32};
   auto kernel = FULGUR_CALL(combine_row);
   for_rows(N, [&](int64_t row) { kernel(combine, row); });
   return {dx.to(x.scalar_type()), dweights, dgate_w, dup_w, ddown_w};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> experts_backward_meta(
-    const Tensor&, const Tensor& x, const Tensor&, const Tensor& weights, const Tensor& gate_w, const Tensor& up_w,
-    const Tensor& down_w, const Tensor&, const Tensor&, const Tensor&) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> experts_backward_meta(const Tensor&, const Tensor& x, const Tensor&,
+                                                                         const Tensor& weights, const Tensor& gate_w,
+                                                                         const Tensor& up_w, const Tensor& down_w, const Tensor&,
+                                                                         const Tensor&, const Tensor&) {
   auto like = [](const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); };
   return {like(x), like(weights), like(gate_w), like(up_w), like(down_w)};
 }
@@ -270,8 +306,8 @@ struct ExpertsFunction : torch::autograd::Function<ExpertsFunction> {
 Tensor swiglu_autograd(const Tensor& gate, const Tensor& up) { return SwigluFunction::apply(gate, up); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> experts_autograd(const Tensor& x, const Tensor& ids, const Tensor& weights,
-                                                            const Tensor& gate_w, const Tensor& up_w,
-                                                            const Tensor& down_w, const Tensor& shared) {
+                                                            const Tensor& gate_w, const Tensor& up_w, const Tensor& down_w,
+                                                            const Tensor& shared) {
   auto out = ExpertsFunction::apply(x, ids, weights, gate_w, up_w, down_w, shared);
   return {out[0], out[1], out[2], out[3]};
 }
@@ -310,8 +346,8 @@ Tensor swiglu(const Tensor& gate, const Tensor& up) {
   return op.call(gate, up);
 }
 
-Tensor experts(const Tensor& x_ND, const Tensor& ids_Nk, const Tensor& weights_Nk, const Tensor& gate_EID,
-               const Tensor& up_EID, const Tensor& down_EDI, const Tensor& shared_ND) {
+Tensor experts(const Tensor& x_ND, const Tensor& ids_Nk, const Tensor& weights_Nk, const Tensor& gate_EID, const Tensor& up_EID,
+               const Tensor& down_EDI, const Tensor& shared_ND) {
   static const auto op = typed<Forward>("experts");
   return std::get<0>(op.call(x_ND, ids_Nk, weights_Nk, gate_EID, up_EID, down_EDI, shared_ND));
 }

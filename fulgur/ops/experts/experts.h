@@ -13,15 +13,13 @@ at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
 // y_n = sum_i weights[n,i] * down_e(swiglu(gate_e(x_n), up_e(x_n))) + shared_n, with e = ids[n,i] ascending.
 //   x_ND, shared_ND; ids_Nk int32 ascending; weights_Nk f32; gate_EID, up_EID, down_EDI.
 // Cost 6*N*k*D*I FLOP forward. Throws InputError when shapes disagree or an id is out of range.
-at::Tensor experts(const at::Tensor& x_ND, const at::Tensor& ids_Nk, const at::Tensor& weights_Nk,
-                   const at::Tensor& gate_EID, const at::Tensor& up_EID, const at::Tensor& down_EDI,
-                   const at::Tensor& shared_ND);
+at::Tensor experts(const at::Tensor& x_ND, const at::Tensor& ids_Nk, const at::Tensor& weights_Nk, const at::Tensor& gate_EID,
+                   const at::Tensor& up_EID, const at::Tensor& down_EDI, const at::Tensor& shared_ND);
 
 namespace reference {
 at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
-at::Tensor experts(const at::Tensor& x_ND, const at::Tensor& ids_Nk, const at::Tensor& weights_Nk,
-                   const at::Tensor& gate_EID, const at::Tensor& up_EID, const at::Tensor& down_EDI,
-                   const at::Tensor& shared_ND);
+at::Tensor experts(const at::Tensor& x_ND, const at::Tensor& ids_Nk, const at::Tensor& weights_Nk, const at::Tensor& gate_EID,
+                   const at::Tensor& up_EID, const at::Tensor& down_EDI, const at::Tensor& shared_ND);
 }  // namespace reference
 
 }  // namespace fulgur::ops

@@ -11,13 +11,17 @@ RegisterBench cases([] {
   auto ids = std::get<0>(std::get<1>(at::rand({N, E}).topk(k, 1)).sort(1)).to(at::kInt).contiguous();
   double flops = 6.0 * N * k * D * I, bytes = 4.0 * (3 * E * D * I + 3 * N * D);
   std::vector<BenchCase> out;
-  auto run = [=](const auto& f) { return f(x.detach(), ids, weights, gate.detach(), up.detach(), down.detach(), shared.detach()); };
+  auto run = [=](const auto& f) {
+    return f(x.detach(), ids, weights, gate.detach(), up.detach(), down.detach(), shared.detach());
+  };
   out.push_back({"experts", "N1024 D512 I256 E32 k4", flops, bytes, [=] { run(experts); }, [=] { run(reference::experts); }});
-  out.push_back({"experts train", "N1024 D512 I256 E32 k4", 3 * flops, 3 * bytes,
-                 train({x, gate, up, down, shared}, [=] { return experts(x, ids, weights, gate, up, down, shared); }),
-                 train({x, gate, up, down, shared}, [=] { return reference::experts(x, ids, weights, gate, up, down, shared); })});
+  out.push_back(
+      {"experts train", "N1024 D512 I256 E32 k4", 3 * flops, 3 * bytes,
+       train({x, gate, up, down, shared}, [=] { return experts(x, ids, weights, gate, up, down, shared); }),
+       train({x, gate, up, down, shared}, [=] { return reference::experts(x, ids, weights, gate, up, down, shared); })});
   auto g = at::randn({2048, 2048}), u = at::randn({2048, 2048});
-  out.push_back({"swiglu", "N2048 I2048", 5.0 * g.numel(), 12.0 * g.numel(), [=] { swiglu(g, u); }, [=] { reference::swiglu(g, u); }});
+  out.push_back(
+      {"swiglu", "N2048 I2048", 5.0 * g.numel(), 12.0 * g.numel(), [=] { swiglu(g, u); }, [=] { reference::swiglu(g, u); }});
   return out;
 });
 

@@ -13,7 +13,7 @@ struct SwigluParams {
   void* y;         // silu(gate) * up; in the backward pass too where not null
   void* dgate;
   void* dup;
-  Storage type;    // of all of them
+  Storage type;  // of all of them
 };
 
 struct CombineParams {

@@ -10,9 +10,8 @@ at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) {
   return (at::silu(gate.to(at::kFloat)) * up.to(at::kFloat)).to(gate.scalar_type());
 }
 
-at::Tensor experts(const at::Tensor& x_ND, const at::Tensor& ids_Nk, const at::Tensor& weights_Nk,
-                   const at::Tensor& gate_EID, const at::Tensor& up_EID, const at::Tensor& down_EDI,
-                   const at::Tensor& shared_ND) {
+at::Tensor experts(const at::Tensor& x_ND, const at::Tensor& ids_Nk, const at::Tensor& weights_Nk, const at::Tensor& gate_EID,
+                   const at::Tensor& up_EID, const at::Tensor& down_EDI, const at::Tensor& shared_ND) {
   auto type = x_ND.scalar_type();
   auto used = [&](const at::Tensor& weight) { return weight.to(type).to(at::kFloat); };
   auto y = x_ND.to(at::kFloat) * 0;

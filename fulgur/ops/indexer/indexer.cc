@@ -15,17 +15,17 @@ using Select = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&
 using TopK = Tensor(const Tensor&, const Tensor&, int64_t);
 
 void check(const Tensor& q, const Tensor& k, const Tensor& w) {
-  FULGUR_CHECK(q.dim() == 3 && k.dim() == 2 && q.size(2) == k.size(1),
-               "[indexer] expected q [N, J, D] and k [S, D], got ", q.sizes(), " and ", k.sizes());
-  FULGUR_CHECK(q.scalar_type() == k.scalar_type(), "[indexer] expected q and k of one type, got ", q.scalar_type(),
-               " and ", k.scalar_type());
+  FULGUR_CHECK(q.dim() == 3 && k.dim() == 2 && q.size(2) == k.size(1), "[indexer] expected q [N, J, D] and k [S, D], got ",
+               q.sizes(), " and ", k.sizes());
+  FULGUR_CHECK(q.scalar_type() == k.scalar_type(), "[indexer] expected q and k of one type, got ", q.scalar_type(), " and ",
+               k.scalar_type());
   FULGUR_CHECK(w.dim() == 2 && w.size(0) == q.size(0) && w.size(1) == q.size(1) && w.scalar_type() == at::kFloat,
                "[indexer] expected float32 weights [", q.size(0), ", ", q.size(1), "], got ", w.sizes());
 }
 
 IndexerParams params_of(const Tensor& q, const Tensor& k, const Tensor& w, const int* visible) {
-  return {q.const_data_ptr(), k.const_data_ptr(), w.const_data_ptr<float>(), visible, q.size(1), q.size(2),
-          storage(q, "indexer")};
+  return {q.const_data_ptr(), k.const_data_ptr(), w.const_data_ptr<float>(), visible,
+          q.size(1),          q.size(2),          storage(q, "indexer")};
 }
 
 Tensor scores_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& visible_in) {
@@ -70,8 +70,8 @@ Tensor select_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, co
       kernel(params, first, last, begin, longest, scores.data(), longest);
     }
     for (int64_t row = first; row < last; ++row)
-      select_top_k(scores.data() + (row - first) * longest, std::max<int64_t>(0, range[2 * row + 1] - begin), k,
-                   int32_t(begin), out + row * k);
+      select_top_k(scores.data() + (row - first) * longest, std::max<int64_t>(0, range[2 * row + 1] - begin), k, int32_t(begin),
+                   out + row * k);
   });
   return selected;
 }
@@ -83,8 +83,8 @@ Tensor select_meta(const Tensor& q, const Tensor&, const Tensor&, const Tensor& 
 Tensor top_k_cpu(const Tensor& scores_in, const Tensor& lengths_in, int64_t k) {
   auto scores = scores_in.to(at::kFloat).contiguous(), lengths = lengths_in.to(at::kInt).contiguous();
   FULGUR_CHECK(scores.dim() == 2 && lengths.dim() == 1 && lengths.size(0) == scores.size(0) && k > 0,
-               "[top_k] expected scores [N, S], lengths [N] and a positive k, got ", scores.sizes(), ", ",
-               lengths.sizes(), ", ", k);
+               "[top_k] expected scores [N, S], lengths [N] and a positive k, got ", scores.sizes(), ", ", lengths.sizes(), ", ",
+               k);
   int64_t S = scores.size(1);
   auto selected = at::empty({scores.size(0), k}, lengths.options());
   const int* length = lengths.const_data_ptr<int>();

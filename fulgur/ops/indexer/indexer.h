@@ -10,34 +10,30 @@
 namespace fulgur::ops {
 
 // [N, S] f32, -inf outside [begin, end). For tests and dumps: selection never holds it.
-at::Tensor indexer_scores(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ,
-                          const at::Tensor& visible_N2);
+at::Tensor indexer_scores(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ, const at::Tensor& visible_N2);
 
 // The k best visible keys of each row, int32 [N, k], ascending, -1 padding: larger score first, then smaller index (ReLU
 // makes exact ties common); NaN counts as lowest. Rows with at most k keys take all, unscored. Memory O(S) a task.
-at::Tensor indexer_top_k(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ,
-                         const at::Tensor& visible_N2, int64_t k);
+at::Tensor indexer_top_k(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ, const at::Tensor& visible_N2,
+                         int64_t k);
 
 // The same rule on given scores [N, S] and lengths int32 [N].
 at::Tensor top_k(const at::Tensor& scores_NS, const at::Tensor& lengths_N, int64_t k);
 
 // KL(p || softmax(I)) of each row over its visible keys, [N] f32, with p = mean over heads of
 // exp(scale * aq[t,h] . ak[s,h] - lse[t,h]), a constant. Differentiable in q, k, w. Memory O(1) a row, never [N, S].
-at::Tensor indexer_kl_dense(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ,
-                            const at::Tensor& aq_NHE, const at::Tensor& ak_SHE, const at::Tensor& lse_NH,
-                            const at::Tensor& visible_N2, double scale);
+at::Tensor indexer_kl_dense(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ, const at::Tensor& aq_NHE,
+                            const at::Tensor& ak_SHE, const at::Tensor& lse_NH, const at::Tensor& visible_N2, double scale);
 
 // The same over each row's selected keys, against a given target [N, K] (sparse_mla's). Memory O(N * K).
 at::Tensor indexer_kl_sparse(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ,
                              const at::Tensor& selected_NK, const at::Tensor& target_NK);
 
 namespace reference {
-at::Tensor indexer_scores(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ,
-                          const at::Tensor& visible_N2);
+at::Tensor indexer_scores(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ, const at::Tensor& visible_N2);
 at::Tensor top_k(const at::Tensor& scores_NS, const at::Tensor& lengths_N, int64_t k);
-at::Tensor indexer_kl_dense(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ,
-                            const at::Tensor& aq_NHE, const at::Tensor& ak_SHE, const at::Tensor& lse_NH,
-                            const at::Tensor& visible_N2, double scale);
+at::Tensor indexer_kl_dense(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ, const at::Tensor& aq_NHE,
+                            const at::Tensor& ak_SHE, const at::Tensor& lse_NH, const at::Tensor& visible_N2, double scale);
 at::Tensor indexer_kl_sparse(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ,
                              const at::Tensor& selected_NK, const at::Tensor& target_NK);
 }  // namespace reference

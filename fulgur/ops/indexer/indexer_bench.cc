@@ -11,14 +11,16 @@ RegisterBench cases([] {
   auto visible = at::stack({at::zeros({N}, at::kInt), at::arange(S - N + 1, S + 1, at::kInt)}, 1).contiguous();
   double pairs = double(N) * (S - N / 2), flops = 2.0 * J * D * pairs, bytes = 4.0 * (N * J * D + S * D);
   std::vector<BenchCase> out;
-  out.push_back({"indexer_top_k", "N256 S4096 J16 D128 K256", flops, bytes, [=] { indexer_top_k(qd, kd, wd, visible, K); },
-                 [=] { reference::top_k(reference::indexer_scores(qd, kd, wd, visible), visible.select(1, 1).contiguous(), K); }});
+  out.push_back(
+      {"indexer_top_k", "N256 S4096 J16 D128 K256", flops, bytes, [=] { indexer_top_k(qd, kd, wd, visible, K); },
+       [=] { reference::top_k(reference::indexer_scores(qd, kd, wd, visible), visible.select(1, 1).contiguous(), K); }});
   constexpr int64_t T = 512, H = 8, E = 192;
   auto tq = leaf({T, J, D}), tk = leaf({T, D}), tw = leaf({T, J});
   auto aq = at::randn({T, H, E}), ak = at::randn({T, H, E}), lse = at::full({T, H}, 6.0f);
   auto seen = causal(T, T);
   double dense_pairs = double(T) * (T + 1) / 2;
-  out.push_back({"indexer_kl_dense train", "N512 J16 D128 H8 E192", dense_pairs * (6.0 * J * D + 2.0 * H * E), 4.0 * T * (2 * J * D + H * E),
+  out.push_back({"indexer_kl_dense train", "N512 J16 D128 H8 E192", dense_pairs * (6.0 * J * D + 2.0 * H * E),
+                 4.0 * T * (2 * J * D + H * E),
                  train({tq, tk, tw}, [=] { return indexer_kl_dense(tq, tk, tw, aq, ak, lse, seen, 0.07); }),
                  train({tq, tk, tw}, [=] { return reference::indexer_kl_dense(tq, tk, tw, aq, ak, lse, seen, 0.07); })});
   auto selected = indexer_top_k(qd, kd, wd, visible, K), target = at::full({N, K}, 1.0f / K);

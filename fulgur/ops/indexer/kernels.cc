@@ -11,10 +11,20 @@ const void* element(const void* base, Storage type, int64_t offset) {
 }
 
 // dots[(r * J + j) * stride + i] = q[first + r, j] . k[i], for keys at `k` with rows of D.
-void dot_products(const IndexerParams& p, int64_t first, int64_t rows, const void* k, Storage k_type, int64_t count,
-                  float* dots, int64_t stride) {
-  gemm_serial({.a = element(p.q, p.type, first * p.J * p.D), .b = k, .c = dots, .M = rows * p.J, .N = count, .K = p.D,
-               .a_row = p.D, .a_col = 1, .b_row = 1, .b_col = p.D, .c_row = stride, .a_type = p.type,
+void dot_products(const IndexerParams& p, int64_t first, int64_t rows, const void* k, Storage k_type, int64_t count, float* dots,
+                  int64_t stride) {
+  gemm_serial({.a = element(p.q, p.type, first * p.J * p.D),
+               .b = k,
+               .c = dots,
+               .M = rows * p.J,
+               .N = count,
+               .K = p.D,
+               .a_row = p.D,
+               .a_col = 1,
+               .b_row = 1,
+               .b_col = p.D,
+               .c_row = stride,
+               .a_type = p.type,
                .b_type = k_type});
 }
 
@@ -22,7 +32,8 @@ void dot_products(const IndexerParams& p, int64_t first, int64_t rows, const voi
 void weigh(const float* dots, const float* w, int64_t J, int64_t stride, int64_t count, float* scores) {
   for (int64_t i = 0; i < count; i += kLanes) {
     Vec total{};
-    for (int64_t j = 0; j < J; ++j) total = fma(max(Vec{}, read(dots, Storage::f32, j * stride + i, count - i)), splat(w[j]), total);
+    for (int64_t j = 0; j < J; ++j)
+      total = fma(max(Vec{}, read(dots, Storage::f32, j * stride + i, count - i)), splat(w[j]), total);
     write(scores, Storage::f32, i, count - i, total);
   }
 }
@@ -40,9 +51,18 @@ void attention_tile(const IndexerKlParams& p, int64_t first, int64_t rows, int64
   std::fill(target, target + rows * kIndexerTile, 0.0f);
   for (int64_t h = 0; h < p.H; ++h) {
     gemm_serial({.a = element(p.aq, p.attention_type, (first * p.H + h) * p.E),
-                 .b = element(p.ak, p.attention_type, (key * p.H + h) * p.E), .c = scores, .M = rows, .N = count,
-                 .K = p.E, .a_row = row_stride, .a_col = 1, .b_row = 1, .b_col = row_stride, .c_row = kIndexerTile,
-                 .a_type = p.attention_type, .b_type = p.attention_type});
+                 .b = element(p.ak, p.attention_type, (key * p.H + h) * p.E),
+                 .c = scores,
+                 .M = rows,
+                 .N = count,
+                 .K = p.E,
+                 .a_row = row_stride,
+                 .a_col = 1,
+                 .b_row = 1,
+                 .b_col = row_stride,
+                 .c_row = kIndexerTile,
+                 .a_type = p.attention_type,
+                 .b_type = p.attention_type});
     for (int64_t r = 0; r < rows; ++r) {
       int64_t seen = std::clamp<int64_t>(p.indexer.visible[2 * (first + r) + 1] - key, 0, count);
       float lse = p.attention_lse[(first + r) * p.H + h];
@@ -121,8 +141,7 @@ void indexer_kl_dense_block(const IndexerKlParams& p, int64_t first, int64_t las
 namespace {
 
 // Turns one row's dots into c[j][i] = g_i * w_j * 1[dot > 0], adding dw_j = sum_i g_i relu(dot).
-void weigh_backward(const float* gradient, const float* w, int64_t J, int64_t stride, int64_t count, float* dots,
-                    float* dw) {
+void weigh_backward(const float* gradient, const float* w, int64_t J, int64_t stride, int64_t count, float* dots, float* dw) {
   for (int64_t j = 0; j < J; ++j) {
     Vec along{};
     for (int64_t i = 0; i < count; i += kLanes) {
@@ -160,12 +179,32 @@ void indexer_kl_dense_backward_block(const IndexerKlParams& p, int64_t first, in
       std::fill(g + seen, g + kIndexerTile, 0.0f);
       weigh_backward(g, x.w + row * x.J, x.J, kIndexerTile, count, row_dots, p.dw + row * x.J);
     }
-    gemm_serial({.a = dots, .b = keys, .c = p.dq + first * x.J * x.D, .M = rows * x.J, .N = x.D, .K = count,
-                 .a_row = kIndexerTile, .a_col = 1, .b_row = x.D, .b_col = 1, .c_row = x.D, .b_type = x.type,
+    gemm_serial({.a = dots,
+                 .b = keys,
+                 .c = p.dq + first * x.J * x.D,
+                 .M = rows * x.J,
+                 .N = x.D,
+                 .K = count,
+                 .a_row = kIndexerTile,
+                 .a_col = 1,
+                 .b_row = x.D,
+                 .b_col = 1,
+                 .c_row = x.D,
+                 .b_type = x.type,
                  .accumulate = true});
-    gemm_serial({.a = dots, .b = element(x.q, x.type, first * x.J * x.D), .c = p.dk + key * x.D, .M = count, .N = x.D,
-                 .K = rows * x.J, .a_row = 1, .a_col = kIndexerTile, .b_row = x.D, .b_col = 1, .c_row = x.D,
-                 .b_type = x.type, .accumulate = true});
+    gemm_serial({.a = dots,
+                 .b = element(x.q, x.type, first * x.J * x.D),
+                 .c = p.dk + key * x.D,
+                 .M = count,
+                 .N = x.D,
+                 .K = rows * x.J,
+                 .a_row = 1,
+                 .a_col = kIndexerTile,
+                 .b_row = x.D,
+                 .b_col = 1,
+                 .c_row = x.D,
+                 .b_type = x.type,
+                 .accumulate = true});
   }
 }
 
@@ -210,10 +249,28 @@ void indexer_kl_sparse_backward_row(const IndexerKlParams& p, int64_t row, int64
   if (s.count == 0) return;
   for (int64_t i = 0; i < s.count; ++i) s.scores[i] = (exp(s.scores[i] - p.lse[row]) - s.target[i]) * p.dkl[row];
   weigh_backward(s.scores, x.w + row * x.J, x.J, p.K, s.count, s.dots, p.dw + row * x.J);
-  gemm_serial({.a = s.dots, .b = s.keys, .c = p.dq + row * x.J * x.D, .M = x.J, .N = x.D, .K = s.count, .a_row = p.K,
-               .a_col = 1, .b_row = x.D, .b_col = 1, .c_row = x.D});
-  gemm_serial({.a = s.dots, .b = element(x.q, x.type, row * x.J * x.D), .c = p.contribution + slot * p.K * x.D,
-               .M = s.count, .N = x.D, .K = x.J, .a_row = 1, .a_col = p.K, .b_row = x.D, .b_col = 1, .c_row = x.D,
+  gemm_serial({.a = s.dots,
+               .b = s.keys,
+               .c = p.dq + row * x.J * x.D,
+               .M = x.J,
+               .N = x.D,
+               .K = s.count,
+               .a_row = p.K,
+               .a_col = 1,
+               .b_row = x.D,
+               .b_col = 1,
+               .c_row = x.D});
+  gemm_serial({.a = s.dots,
+               .b = element(x.q, x.type, row * x.J * x.D),
+               .c = p.contribution + slot * p.K * x.D,
+               .M = s.count,
+               .N = x.D,
+               .K = x.J,
+               .a_row = 1,
+               .a_col = p.K,
+               .b_row = x.D,
+               .b_col = 1,
+               .c_row = x.D,
                .b_type = x.type});
 }
 

@@ -7,8 +7,8 @@
 namespace fulgur::ops {
 namespace {
 
-using Dense = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                         const Tensor&, const Tensor&, double);
+using Dense = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                         const Tensor&, double);
 using DenseBackward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                                                          const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                                                          const Tensor&, double);
@@ -22,8 +22,8 @@ IndexerKlParams indexer_params(const Tensor& q, const Tensor& k, const Tensor& w
   FULGUR_CHECK(w.dim() == 2 && w.size(0) == q.size(0) && w.size(1) == q.size(1) && w.scalar_type() == at::kFloat,
                "[indexer_kl] expected float32 weights [", q.size(0), ", ", q.size(1), "], got ", w.sizes());
   IndexerKlParams params{};
-  params.indexer = {q.const_data_ptr(), k.const_data_ptr(), w.const_data_ptr<float>(), nullptr, q.size(1), q.size(2),
-                    storage(q, "indexer_kl")};
+  params.indexer = {q.const_data_ptr(), k.const_data_ptr(), w.const_data_ptr<float>(), nullptr,
+                    q.size(1),          q.size(2),          storage(q, "indexer_kl")};
   return params;
 }
 
@@ -31,11 +31,10 @@ IndexerKlParams dense_params(const Tensor& q, const Tensor& k, const Tensor& w, 
                              const Tensor& lse, const Tensor& visible, double scale) {
   auto params = indexer_params(q, k, w);
   check_visible(visible, q.size(0), k.size(0), "indexer_kl");
-  FULGUR_CHECK(aq.dim() == 3 && ak.dim() == 3 && aq.size(0) == q.size(0) && ak.size(0) == k.size(0) &&
-                   aq.size(1) == ak.size(1) && aq.size(2) == ak.size(2) && lse.size(0) == aq.size(0) &&
-                   lse.size(1) == aq.size(1),
-               "[indexer_kl] expected attention q [N, H, E], k [S, H, E] and lse [N, H], got ", aq.sizes(), ", ",
-               ak.sizes(), ", ", lse.sizes());
+  FULGUR_CHECK(aq.dim() == 3 && ak.dim() == 3 && aq.size(0) == q.size(0) && ak.size(0) == k.size(0) && aq.size(1) == ak.size(1) &&
+                   aq.size(2) == ak.size(2) && lse.size(0) == aq.size(0) && lse.size(1) == aq.size(1),
+               "[indexer_kl] expected attention q [N, H, E], k [S, H, E] and lse [N, H], got ", aq.sizes(), ", ", ak.sizes(),
+               ", ", lse.sizes());
   params.indexer.visible = visible.const_data_ptr<int>();
   params.aq = aq.const_data_ptr(), params.ak = ak.const_data_ptr();
   params.attention_lse = lse.const_data_ptr<float>();
@@ -47,8 +46,7 @@ IndexerKlParams dense_params(const Tensor& q, const Tensor& k, const Tensor& w, 
 
 // {kl_N, lse_N of the scores}
 std::tuple<Tensor, Tensor> dense_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& aq_in,
-                                     const Tensor& ak_in, const Tensor& alse_in, const Tensor& visible_in,
-                                     double scale) {
+                                     const Tensor& ak_in, const Tensor& alse_in, const Tensor& visible_in, double scale) {
   auto q = q_in.contiguous(), k = k_in.contiguous(), w = w_in.contiguous(), aq = aq_in.contiguous();
   auto ak = ak_in.contiguous(), alse = alse_in.contiguous(), visible = visible_in.contiguous();
   auto params = dense_params(q, k, w, aq, ak, alse, visible, scale);
@@ -68,7 +66,9 @@ std::tuple<Tensor, Tensor> dense_meta(const Tensor& q, const Tensor&, const Tens
 struct Gradients {
   Tensor dq, dk, dw;  // f32
   Gradients(const Tensor& q, const Tensor& k, const Tensor& w, IndexerKlParams& params)
-      : dq(at::zeros(q.sizes(), w.options())), dk(at::zeros(k.sizes(), w.options())), dw(at::zeros(w.sizes(), w.options())) {
+      : dq(at::zeros(q.sizes(), w.options())),
+        dk(at::zeros(k.sizes(), w.options())),
+        dw(at::zeros(w.sizes(), w.options())) {
     params.dq = dq.mutable_data_ptr<float>();
     params.dk = dk.mutable_data_ptr<float>();
     params.dw = dw.mutable_data_ptr<float>();
@@ -79,8 +79,8 @@ struct Gradients {
 // Documents are the tasks: within one, rows add to its keys in ascending order.
 std::tuple<Tensor, Tensor, Tensor> dense_backward_cpu(const Tensor& dkl_in, const Tensor& q_in, const Tensor& k_in,
                                                       const Tensor& w_in, const Tensor& aq_in, const Tensor& ak_in,
-                                                      const Tensor& alse_in, const Tensor& visible_in,
-                                                      const Tensor& lse_in, double scale) {
+                                                      const Tensor& alse_in, const Tensor& visible_in, const Tensor& lse_in,
+                                                      double scale) {
   auto q = q_in.contiguous(), k = k_in.contiguous(), w = w_in.contiguous(), aq = aq_in.contiguous();
   auto ak = ak_in.contiguous(), alse = alse_in.contiguous(), visible = visible_in.contiguous();
   auto dkl = dkl_in.contiguous(), lse = lse_in.contiguous();
@@ -102,18 +102,17 @@ std::tuple<Tensor, Tensor, Tensor> like_inputs(const Tensor& q, const Tensor& k,
 }
 
 std::tuple<Tensor, Tensor, Tensor> dense_backward_meta(const Tensor&, const Tensor& q, const Tensor& k, const Tensor& w,
-                                                       const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                                       const Tensor&, double) {
+                                                       const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                                       double) {
   return like_inputs(q, k, w);
 }
 
-IndexerKlParams sparse_params(const Tensor& q, const Tensor& k, const Tensor& w, const Tensor& selected,
-                              const Tensor& target) {
+IndexerKlParams sparse_params(const Tensor& q, const Tensor& k, const Tensor& w, const Tensor& selected, const Tensor& target) {
   auto params = indexer_params(q, k, w);
   FULGUR_CHECK(selected.dim() == 2 && selected.size(0) == q.size(0) && selected.scalar_type() == at::kInt &&
                    selected.sizes() == target.sizes() && target.scalar_type() == at::kFloat,
-               "[indexer_kl] expected an int32 selection and a float32 target [", q.size(0), ", K], got ",
-               selected.sizes(), " and ", target.sizes());
+               "[indexer_kl] expected an int32 selection and a float32 target [", q.size(0), ", K], got ", selected.sizes(),
+               " and ", target.sizes());
   const int* at = selected.const_data_ptr<int>();
   for (int64_t i = 0; i < selected.numel(); ++i)
     FULGUR_CHECK(at[i] >= -1 && at[i] < k.size(0), "[indexer_kl] expected keys below ", k.size(0), ", got ", at[i]);
@@ -123,8 +122,8 @@ IndexerKlParams sparse_params(const Tensor& q, const Tensor& k, const Tensor& w,
   return params;
 }
 
-std::tuple<Tensor, Tensor> sparse_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in,
-                                      const Tensor& selected_in, const Tensor& target_in) {
+std::tuple<Tensor, Tensor> sparse_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& selected_in,
+                                      const Tensor& target_in) {
   auto q = q_in.contiguous(), k = k_in.contiguous(), w = w_in.contiguous();
   auto selected = selected_in.contiguous(), target = target_in.contiguous();
   auto params = sparse_params(q, k, w, selected, target);
@@ -141,8 +140,8 @@ std::tuple<Tensor, Tensor> sparse_meta(const Tensor& q, const Tensor&, const Ten
 
 // As in sparse_mla's backward pass: a chunk's contributions in parallel over rows, then added over columns.
 std::tuple<Tensor, Tensor, Tensor> sparse_backward_cpu(const Tensor& dkl_in, const Tensor& q_in, const Tensor& k_in,
-                                                       const Tensor& w_in, const Tensor& selected_in,
-                                                       const Tensor& target_in, const Tensor& lse_in) {
+                                                       const Tensor& w_in, const Tensor& selected_in, const Tensor& target_in,
+                                                       const Tensor& lse_in) {
   auto q = q_in.contiguous(), k = k_in.contiguous(), w = w_in.contiguous(), lse = lse_in.contiguous();
   auto selected = selected_in.contiguous(), target = target_in.contiguous(), dkl = dkl_in.contiguous();
   auto params = sparse_params(q, k, w, selected, target);
@@ -174,15 +173,14 @@ std::tuple<Tensor, Tensor, Tensor> sparse_backward_cpu(const Tensor& dkl_in, con
   return gradients.as(q.scalar_type());
 }
 
-std::tuple<Tensor, Tensor, Tensor> sparse_backward_meta(const Tensor&, const Tensor& q, const Tensor& k,
-                                                        const Tensor& w, const Tensor&, const Tensor&, const Tensor&) {
+std::tuple<Tensor, Tensor, Tensor> sparse_backward_meta(const Tensor&, const Tensor& q, const Tensor& k, const Tensor& w,
+                                                        const Tensor&, const Tensor&, const Tensor&) {
   return like_inputs(q, k, w);
 }
 
 struct DenseFunction : torch::autograd::Function<DenseFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& w,
-                               const Tensor& aq, const Tensor& ak, const Tensor& alse, const Tensor& visible,
-                               double scale) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& w, const Tensor& aq,
+                               const Tensor& ak, const Tensor& alse, const Tensor& visible, double scale) {
     at::AutoDispatchBelowADInplaceOrView below;
     static const auto op = typed<Dense>("indexer_kl_dense");
     auto [kl, lse] = op.call(q, k, w, aq, ak, alse, visible, scale);
@@ -194,15 +192,14 @@ struct DenseFunction : torch::autograd::Function<DenseFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     static const auto op = typed<DenseBackward>("indexer_kl_dense_backward");
     auto s = ctx->get_saved_variables();
-    auto [dq, dk, dw] = op.call(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7],
-                                ctx->saved_data["scale"].toDouble());
+    auto [dq, dk, dw] = op.call(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], ctx->saved_data["scale"].toDouble());
     return {dq, dk, dw, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
 struct SparseFunction : torch::autograd::Function<SparseFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& w,
-                               const Tensor& selected, const Tensor& target) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& w, const Tensor& selected,
+                               const Tensor& target) {
     at::AutoDispatchBelowADInplaceOrView below;
     static const auto op = typed<Sparse>("indexer_kl_sparse");
     auto [kl, lse] = op.call(q, k, w, selected, target);
@@ -218,8 +215,8 @@ struct SparseFunction : torch::autograd::Function<SparseFunction> {
   }
 };
 
-std::tuple<Tensor, Tensor> dense_autograd(const Tensor& q, const Tensor& k, const Tensor& w, const Tensor& aq,
-                                          const Tensor& ak, const Tensor& alse, const Tensor& visible, double scale) {
+std::tuple<Tensor, Tensor> dense_autograd(const Tensor& q, const Tensor& k, const Tensor& w, const Tensor& aq, const Tensor& ak,
+                                          const Tensor& alse, const Tensor& visible, double scale) {
   auto out = DenseFunction::apply(q, k, w, aq, ak, alse, visible, scale);
   return {out[0], out[1]};
 }
@@ -261,8 +258,8 @@ TORCH_LIBRARY_IMPL(fulgur, Autograd, m) {
 
 }  // namespace
 
-Tensor indexer_kl_dense(const Tensor& q_NJD, const Tensor& k_SD, const Tensor& w_NJ, const Tensor& aq_NHE,
-                        const Tensor& ak_SHE, const Tensor& lse_NH, const Tensor& visible_N2, double scale) {
+Tensor indexer_kl_dense(const Tensor& q_NJD, const Tensor& k_SD, const Tensor& w_NJ, const Tensor& aq_NHE, const Tensor& ak_SHE,
+                        const Tensor& lse_NH, const Tensor& visible_N2, double scale) {
   static const auto op = typed<Dense>("indexer_kl_dense");
   return std::get<0>(op.call(q_NJD, k_SD, w_NJ, aq_NHE, ak_SHE, lse_NH, visible_N2, scale));
 }

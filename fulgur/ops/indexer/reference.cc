@@ -40,7 +40,10 @@ at::Tensor top_k(const at::Tensor& scores_NS, const at::Tensor& lengths_N, int64
   std::vector<at::Tensor> rows;
   for (int64_t i = 0; i < scores_NS.size(0); ++i) {
     int64_t length = lengths_N[i].item<int64_t>(), kept = std::min(k, length);
-    auto order = std::get<1>(scores_NS[i].narrow(0, 0, length).nan_to_num(-INFINITY, INFINITY, -INFINITY).sort(/*stable=*/true, 0, /*descending=*/true));
+    auto order = std::get<1>(scores_NS[i]
+                                 .narrow(0, 0, length)
+                                 .nan_to_num(-INFINITY, INFINITY, -INFINITY)
+                                 .sort(/*stable=*/true, 0, /*descending=*/true));
     auto best = std::get<0>(order.narrow(0, 0, kept).sort()).to(at::kInt);
     rows.push_back(at::cat({best, at::full({k - kept}, -1, best.options())}));
   }

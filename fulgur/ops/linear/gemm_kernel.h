@@ -9,14 +9,14 @@
 
 namespace fulgur::FULGUR_ISA {
 
-constexpr int kGemmK = 256;               // length of one FMA chain
+constexpr int kGemmK = 256;  // length of one FMA chain
 constexpr int kGemmRows = kLanes == 16 ? 12 : 4;
-constexpr int kGemmCols = 2 * kLanes;     // two vectors of C for each row
+constexpr int kGemmCols = 2 * kLanes;  // two vectors of C for each row
 
 // acc[r][j] = sum_k a[r * a_row + k * a_k] * b[k][j], then C = acc or C += acc. `b` is packed [K][kGemmCols].
 template <int Rows>
-inline void micro_kernel(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t K, float* c, int64_t c_row, int rows, int cols,
-                         bool add) {
+inline void micro_kernel(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t K, float* c, int64_t c_row, int rows,
+                         int cols, bool add) {
   Vec acc[Rows][2] = {};
   // A pointer for three rows each: all addresses are then base + {0, 1, 2} * a_row, which x86 forms for free.
   const float* base[(Rows + 2) / 3];
@@ -55,7 +55,9 @@ inline float widen(T value, bool) {
   else return value;
 }
 template <>
-inline float widen<float>(float value, bool round) { return round ? from_bf16(to_bf16(value)) : value; }
+inline float widen<float>(float value, bool round) {
+  return round ? from_bf16(to_bf16(value)) : value;
+}
 
 // Four lines of four k each, transposed in registers.
 inline void transpose4(const float* from, int64_t line_stride, float* to, int64_t width) {
@@ -100,17 +102,17 @@ void pack(const T* from, int64_t line_stride, int64_t k_stride, int64_t count, i
     // Eight k at a time keep the strided side within one cache line for each line.
     for (int64_t k0 = 0; k0 < K; k0 += 8)
       for (int i = 0; i < lines; ++i)
-        for (int64_t k = k0; k < std::min<int64_t>(K, k0 + 8); ++k) to[k * Width + i] = widen(at[i * line_stride + k * k_stride], round);
+        for (int64_t k = k0; k < std::min<int64_t>(K, k0 + 8); ++k)
+          to[k * Width + i] = widen(at[i * line_stride + k * k_stride], round);
   }
 }
 
 template <int Width>
-void pack_any(const void* from, Storage type, int64_t offset, int64_t line_stride, int64_t k_stride, int64_t count,
-              int64_t K, bool round, float* to) {
+void pack_any(const void* from, Storage type, int64_t offset, int64_t line_stride, int64_t k_stride, int64_t count, int64_t K,
+              bool round, float* to) {
   if (type == Storage::f32)
     pack<float, Width>(static_cast<const float*>(from) + offset, line_stride, k_stride, count, K, round, to);
-  else
-    pack<uint16_t, Width>(static_cast<const uint16_t*>(from) + offset, line_stride, k_stride, count, K, false, to);
+  else pack<uint16_t, Width>(static_cast<const uint16_t*>(from) + offset, line_stride, k_stride, count, K, false, to);
 }
 
 // Rows of A are read where they lie when they are f32, contiguous in k, and short enough that a panel's rows do not
@@ -135,8 +137,8 @@ void multiply_panels(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, in
       float* to = c + j * kGemmCols;
       int cols = int(std::min<int64_t>(kGemmCols, n1 - n0 - j * kGemmCols));
       for (int64_t i = 0; i < in_place; ++i)
-        micro_kernel<Rows>(static_cast<const float*>(p.a) + (m0 + i * Rows) * p.a_row + k0, p.a_row, 1, b, K, to + i * Rows * c_row, c_row,
-                           Rows, cols, add);
+        micro_kernel<Rows>(static_cast<const float*>(p.a) + (m0 + i * Rows) * p.a_row + k0, p.a_row, 1, b, K,
+                           to + i * Rows * c_row, c_row, Rows, cols, add);
       for (int64_t i = in_place; i < a_panels; ++i)
         micro_kernel<Rows>(a_pack.data() + (i - in_place) * Rows * K, 1, Rows, b, K, to + i * Rows * c_row, c_row,
                            int(std::min<int64_t>(Rows, m1 - m0 - i * Rows)), cols, add);
@@ -160,8 +162,7 @@ inline void gemm_region(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0,
   else multiply_panels<kGemmRows>(p, m0, m1, n0, n1, c, c_row);
   if (p.c_type == Storage::bf16)
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t j = 0; j < cols; ++j)
-        static_cast<uint16_t*>(p.c)[(m0 + r) * p.c_row + n0 + j] = to_bf16(c[r * cols + j]);
+      for (int64_t j = 0; j < cols; ++j) static_cast<uint16_t*>(p.c)[(m0 + r) * p.c_row + n0 + j] = to_bf16(c[r * cols + j]);
 }
 
 // The whole product on the calling thread.

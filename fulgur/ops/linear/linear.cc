@@ -14,8 +14,7 @@ bool rounds(const Tensor& x, const Tensor& weight) {
 
 void check_linear(const Tensor& x, const Tensor& weight) {
   FULGUR_CHECK(weight.dim() == 2, "[linear] expected a weight [outputs, inputs], got ", weight.sizes());
-  FULGUR_CHECK(x.dim() >= 1 && x.size(-1) == weight.size(1), "[linear] expected rows of ", weight.size(1), ", got ",
-               x.sizes());
+  FULGUR_CHECK(x.dim() >= 1 && x.size(-1) == weight.size(1), "[linear] expected rows of ", weight.size(1), ", got ", x.sizes());
 }
 
 std::vector<int64_t> with_last(const Tensor& x, int64_t size) {
@@ -36,9 +35,20 @@ Tensor linear_cpu(const Tensor& x, const Tensor& weight) {
   auto y = at::empty(with_last(x, weight.size(0)), x.options());
   int64_t N = weight.size(0), K = weight.size(1), M = K == 0 ? 0 : rows.numel() / K;
   auto x_type = storage(x, "linear");
-  gemm({.a = rows.const_data_ptr(), .b = weight.const_data_ptr(), .c = y.mutable_data_ptr(), .M = M, .N = N, .K = K,
-        .a_row = K, .a_col = 1, .b_row = weight.stride(1), .b_col = weight.stride(0), .c_row = N,
-        .a_type = x_type, .b_type = storage(weight, "linear"), .c_type = x_type,
+  gemm({.a = rows.const_data_ptr(),
+        .b = weight.const_data_ptr(),
+        .c = y.mutable_data_ptr(),
+        .M = M,
+        .N = N,
+        .K = K,
+        .a_row = K,
+        .a_col = 1,
+        .b_row = weight.stride(1),
+        .b_col = weight.stride(0),
+        .c_row = N,
+        .a_type = x_type,
+        .b_type = storage(weight, "linear"),
+        .c_type = x_type,
         .round_b_to_bf16 = rounds(x, weight)});
   return y;
 }
@@ -57,14 +67,36 @@ std::tuple<Tensor, Tensor> linear_backward_cpu(const Tensor& dy, const Tensor& x
   auto x_type = storage(x, "linear"), w_type = storage(weight, "linear");
   std::vector<GemmParams> products;
   if (want_x)
-    products.push_back({.a = grad.const_data_ptr(), .b = weight.const_data_ptr(), .c = dx.mutable_data_ptr(), .M = M,
-                        .N = K, .K = N, .a_row = N, .a_col = 1, .b_row = weight.stride(0), .b_col = weight.stride(1),
-                        .c_row = K, .a_type = x_type, .b_type = w_type, .c_type = x_type,
+    products.push_back({.a = grad.const_data_ptr(),
+                        .b = weight.const_data_ptr(),
+                        .c = dx.mutable_data_ptr(),
+                        .M = M,
+                        .N = K,
+                        .K = N,
+                        .a_row = N,
+                        .a_col = 1,
+                        .b_row = weight.stride(0),
+                        .b_col = weight.stride(1),
+                        .c_row = K,
+                        .a_type = x_type,
+                        .b_type = w_type,
+                        .c_type = x_type,
                         .round_b_to_bf16 = rounds(x, weight)});
   if (want_weight)
-    products.push_back({.a = grad.const_data_ptr(), .b = rows.const_data_ptr(), .c = dw.mutable_data_ptr(), .M = N,
-                        .N = K, .K = M, .a_row = 1, .a_col = N, .b_row = K, .b_col = 1, .c_row = K, .a_type = x_type,
-                        .b_type = x_type, .c_type = w_type});
+    products.push_back({.a = grad.const_data_ptr(),
+                        .b = rows.const_data_ptr(),
+                        .c = dw.mutable_data_ptr(),
+                        .M = N,
+                        .N = K,
+                        .K = M,
+                        .a_row = 1,
+                        .a_col = N,
+                        .b_row = K,
+                        .b_col = 1,
+                        .c_row = K,
+                        .a_type = x_type,
+                        .b_type = x_type,
+                        .c_type = w_type});
   gemm(products);
   return {dx, dw};
 }
@@ -90,8 +122,8 @@ Tensor linear_autograd(const Tensor& x, const Tensor& weight) { return LinearFun
 
 void check_heads(const Tensor& x, const Tensor& weight) {
   FULGUR_CHECK(x.dim() == 3 && weight.dim() == 3 && x.size(1) == weight.size(0) && x.size(2) == weight.size(1),
-               "[head_linear] expected rows [N, heads, inputs] and weights [heads, inputs, outputs], got ", x.sizes(),
-               " and ", weight.sizes());
+               "[head_linear] expected rows [N, heads, inputs] and weights [heads, inputs, outputs], got ", x.sizes(), " and ",
+               weight.sizes());
 }
 
 Tensor head_linear_meta(const Tensor& x, const Tensor& weight) {
@@ -110,16 +142,27 @@ Tensor head_linear_cpu(const Tensor& x, const Tensor& weight) {
   auto x_type = storage(x, "head_linear"), w_type = storage(weight, "head_linear");
   std::vector<GemmParams> products;
   for (int64_t h = 0; h < H; ++h)
-    products.push_back({.a = at_head(rows, h * I), .b = at_head(weight, h * weight.stride(0)),
-                        .c = const_cast<char*>(at_head(y, h * O)), .M = N, .N = O, .K = I, .a_row = H * I, .a_col = 1,
-                        .b_row = weight.stride(1), .b_col = weight.stride(2), .c_row = H * O, .a_type = x_type,
-                        .b_type = w_type, .c_type = x_type, .round_b_to_bf16 = rounds(x, weight)});
+    products.push_back({.a = at_head(rows, h * I),
+                        .b = at_head(weight, h * weight.stride(0)),
+                        .c = const_cast<char*>(at_head(y, h * O)),
+                        .M = N,
+                        .N = O,
+                        .K = I,
+                        .a_row = H * I,
+                        .a_col = 1,
+                        .b_row = weight.stride(1),
+                        .b_col = weight.stride(2),
+                        .c_row = H * O,
+                        .a_type = x_type,
+                        .b_type = w_type,
+                        .c_type = x_type,
+                        .round_b_to_bf16 = rounds(x, weight)});
   gemm(products);
   return y;
 }
 
-std::tuple<Tensor, Tensor> head_linear_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight,
-                                                    bool want_x, bool want_weight) {
+std::tuple<Tensor, Tensor> head_linear_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight, bool want_x,
+                                                    bool want_weight) {
   auto rows = x.contiguous(), grad = dy.contiguous();
   int64_t N = x.size(0), H = x.size(1), I = x.size(2), O = weight.size(2);
   auto dx = at::empty({N, H, I}, x.options());
@@ -128,14 +171,35 @@ std::tuple<Tensor, Tensor> head_linear_backward_cpu(const Tensor& dy, const Tens
   std::vector<GemmParams> products;
   for (int64_t h = 0; h < H; ++h) {
     if (want_x)
-      products.push_back({.a = at_head(grad, h * O), .b = at_head(weight, h * weight.stride(0)),
-                          .c = const_cast<char*>(at_head(dx, h * I)), .M = N, .N = I, .K = O, .a_row = H * O,
-                          .a_col = 1, .b_row = weight.stride(2), .b_col = weight.stride(1), .c_row = H * I,
-                          .a_type = x_type, .b_type = w_type, .c_type = x_type, .round_b_to_bf16 = rounds(x, weight)});
+      products.push_back({.a = at_head(grad, h * O),
+                          .b = at_head(weight, h * weight.stride(0)),
+                          .c = const_cast<char*>(at_head(dx, h * I)),
+                          .M = N,
+                          .N = I,
+                          .K = O,
+                          .a_row = H * O,
+                          .a_col = 1,
+                          .b_row = weight.stride(2),
+                          .b_col = weight.stride(1),
+                          .c_row = H * I,
+                          .a_type = x_type,
+                          .b_type = w_type,
+                          .c_type = x_type,
+                          .round_b_to_bf16 = rounds(x, weight)});
     if (want_weight)
-      products.push_back({.a = at_head(rows, h * I), .b = at_head(grad, h * O),
-                          .c = const_cast<char*>(at_head(dw, h * I * O)), .M = I, .N = O, .K = N, .a_row = 1,
-                          .a_col = H * I, .b_row = H * O, .b_col = 1, .c_row = O, .a_type = x_type, .b_type = x_type,
+      products.push_back({.a = at_head(rows, h * I),
+                          .b = at_head(grad, h * O),
+                          .c = const_cast<char*>(at_head(dw, h * I * O)),
+                          .M = I,
+                          .N = O,
+                          .K = N,
+                          .a_row = 1,
+                          .a_col = H * I,
+                          .b_row = H * O,
+                          .b_col = 1,
+                          .c_row = O,
+                          .a_type = x_type,
+                          .b_type = x_type,
                           .c_type = w_type});
   }
   gemm(products);

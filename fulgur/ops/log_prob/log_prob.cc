@@ -18,8 +18,18 @@ const void* at_row(const Tensor& rows, int64_t row) {
 
 void logits_into(const Tensor& x, int64_t first, int64_t rows, const Tensor& weight, float* out) {
   int64_t V = weight.size(0), D = weight.size(1);
-  gemm({.a = at_row(x, first), .b = weight.const_data_ptr(), .c = out, .M = rows, .N = V, .K = D, .a_row = D,
-        .a_col = 1, .b_row = 1, .b_col = D, .c_row = V, .a_type = storage(x, "log_prob"),
+  gemm({.a = at_row(x, first),
+        .b = weight.const_data_ptr(),
+        .c = out,
+        .M = rows,
+        .N = V,
+        .K = D,
+        .a_row = D,
+        .a_col = 1,
+        .b_row = 1,
+        .b_col = D,
+        .c_row = V,
+        .a_type = storage(x, "log_prob"),
         .b_type = storage(weight, "log_prob"),
         .round_b_to_bf16 = x.scalar_type() == at::kBFloat16 && weight.scalar_type() == at::kFloat});
 }
@@ -97,11 +107,32 @@ std::tuple<Tensor, Tensor> log_prob_backward_cpu(const Tensor& dresult_in, const
       if (target[first + i] < 0) std::fill(row, row + V, 0.0f);
       else kernel(row, V, total[first + i], target[first + i], scale[first + i]);
     });
-    GemmParams to_x{.a = logits, .b = weight.const_data_ptr(), .c = const_cast<void*>(at_row(dx, first)), .M = rows,
-                    .N = D, .K = V, .a_row = V, .a_col = 1, .b_row = D, .b_col = 1, .c_row = D, .b_type = w_type,
-                    .c_type = x_type, .round_b_to_bf16 = x_type == Storage::bf16 && w_type == Storage::f32};
-    GemmParams to_weight{.a = logits, .b = at_row(x, first), .c = dweight.mutable_data_ptr(), .M = V, .N = D,
-                         .K = rows, .a_row = 1, .a_col = V, .b_row = D, .b_col = 1, .c_row = D, .b_type = x_type,
+    GemmParams to_x{.a = logits,
+                    .b = weight.const_data_ptr(),
+                    .c = const_cast<void*>(at_row(dx, first)),
+                    .M = rows,
+                    .N = D,
+                    .K = V,
+                    .a_row = V,
+                    .a_col = 1,
+                    .b_row = D,
+                    .b_col = 1,
+                    .c_row = D,
+                    .b_type = w_type,
+                    .c_type = x_type,
+                    .round_b_to_bf16 = x_type == Storage::bf16 && w_type == Storage::f32};
+    GemmParams to_weight{.a = logits,
+                         .b = at_row(x, first),
+                         .c = dweight.mutable_data_ptr(),
+                         .M = V,
+                         .N = D,
+                         .K = rows,
+                         .a_row = 1,
+                         .a_col = V,
+                         .b_row = D,
+                         .b_col = 1,
+                         .c_row = D,
+                         .b_type = x_type,
                          .accumulate = true};
     GemmParams both[] = {to_x, to_weight};
     gemm(both);

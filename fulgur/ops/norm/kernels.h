@@ -17,20 +17,20 @@ struct NormParams {
   float* rstd;           // [N]
   int64_t D;
   float eps;
-  Storage type;          // of x, residual, y, sum
+  Storage type;  // of x, residual, y, sum
 };
 
 struct NormBackwardParams {
-  const void* dy;        // [N, D]
-  const void* dsum;      // [N, D] or null: gradient that reaches x + residual on the other way
-  const void* x;         // [N, D] what was normalised
-  const float* weight;   // [D]
-  const float* mean;     // [N] or null
-  const float* rstd;     // [N]
-  void* dx;              // [N, D]
+  const void* dy;       // [N, D]
+  const void* dsum;     // [N, D] or null: gradient that reaches x + residual on the other way
+  const void* x;        // [N, D] what was normalised
+  const float* weight;  // [D]
+  const float* mean;    // [N] or null
+  const float* rstd;    // [N]
+  void* dx;             // [N, D]
   int64_t N, D;
-  float* dweight;        // [D]
-  float* dbias;          // [D] or null
+  float* dweight;  // [D]
+  float* dbias;    // [D] or null
   Storage type;
 };
 

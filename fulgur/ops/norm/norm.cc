@@ -7,8 +7,8 @@ namespace fulgur::ops {
 namespace {
 
 using MaybeTensor = std::optional<Tensor>;
-using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const MaybeTensor&, const Tensor&,
-                                                           const MaybeTensor&, double);
+using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const MaybeTensor&, const Tensor&, const MaybeTensor&,
+                                                           double);
 using Backward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const MaybeTensor&, const Tensor&, const Tensor&,
                                                     const MaybeTensor&, const Tensor&);
 
@@ -23,12 +23,12 @@ void for_rows(int64_t rows, const std::function<void(int64_t)>& work) {
 }
 
 // One op for the three forms: {y, sum, mean, rstd}; sum is empty without a residual, mean without a bias.
-std::tuple<Tensor, Tensor, Tensor, Tensor> norm_cpu(const Tensor& x_in, const MaybeTensor& residual_in,
-                                                    const Tensor& weight, const MaybeTensor& bias, double eps) {
-  FULGUR_CHECK(weight.dim() == 1 && x_in.size(-1) == weight.size(0), "[norm] expected rows of ", weight.sizes(),
-               ", got ", x_in.sizes());
-  FULGUR_CHECK(!residual_in || residual_in->sizes() == x_in.sizes(), "[norm] expected a residual of shape ",
-               x_in.sizes(), ", got another");
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_cpu(const Tensor& x_in, const MaybeTensor& residual_in, const Tensor& weight,
+                                                    const MaybeTensor& bias, double eps) {
+  FULGUR_CHECK(weight.dim() == 1 && x_in.size(-1) == weight.size(0), "[norm] expected rows of ", weight.sizes(), ", got ",
+               x_in.sizes());
+  FULGUR_CHECK(!residual_in || residual_in->sizes() == x_in.sizes(), "[norm] expected a residual of shape ", x_in.sizes(),
+               ", got another");
   auto x = x_in.contiguous();
   auto residual = residual_in ? MaybeTensor(residual_in->contiguous()) : std::nullopt;
   int64_t D = weight.size(0), N = D == 0 ? 0 : x.numel() / D;
@@ -36,10 +36,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_cpu(const Tensor& x_in, const Ma
   auto sum = residual ? at::empty(x.sizes(), x.options()) : at::empty({0}, x.options());
   auto statistics = x.options().dtype(at::kFloat);
   auto mean = at::empty({bias ? N : 0}, statistics), rstd = at::empty({N}, statistics);
-  NormParams params{x.const_data_ptr(), pointer(residual), weight.const_data_ptr<float>(),
-                    static_cast<const float*>(pointer(bias)), y.mutable_data_ptr(),
-                    residual ? sum.mutable_data_ptr() : nullptr, mean.mutable_data_ptr<float>(),
-                    rstd.mutable_data_ptr<float>(), D, float(eps), storage(x, "norm")};
+  NormParams params{x.const_data_ptr(),
+                    pointer(residual),
+                    weight.const_data_ptr<float>(),
+                    static_cast<const float*>(pointer(bias)),
+                    y.mutable_data_ptr(),
+                    residual ? sum.mutable_data_ptr() : nullptr,
+                    mean.mutable_data_ptr<float>(),
+                    rstd.mutable_data_ptr<float>(),
+                    D,
+                    float(eps),
+                    storage(x, "norm")};
   auto kernel = FULGUR_CALL(norm_row);
   for_rows(N, [&](int64_t row) { kernel(params, row); });
   return {y, sum, mean, rstd};
@@ -62,18 +69,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_meta(const Tensor& x, const Mayb
 
 // {dx, dweight, dbias}; dbias is empty for RMSNorm.
 std::tuple<Tensor, Tensor, Tensor> norm_backward_cpu(const Tensor& dy_in, const MaybeTensor& dsum_in, const Tensor& x_in,
-                                                     const Tensor& weight, const MaybeTensor& mean,
-                                                     const Tensor& rstd) {
+                                                     const Tensor& weight, const MaybeTensor& mean, const Tensor& rstd) {
   auto dy = dy_in.contiguous(), x = x_in.contiguous();
   auto dsum = dsum_in ? MaybeTensor(dsum_in->contiguous()) : std::nullopt;
   int64_t D = weight.size(0), N = D == 0 ? 0 : x.numel() / D;
   auto dx = at::empty(x.sizes(), x.options());
   auto dweight = at::empty(weight.sizes(), weight.options());
   auto dbias = at::empty({mean ? D : 0}, weight.options());
-  NormBackwardParams params{dy.const_data_ptr(), pointer(dsum), x.const_data_ptr(), weight.const_data_ptr<float>(),
-                            static_cast<const float*>(pointer(mean)), rstd.const_data_ptr<float>(),
-                            dx.mutable_data_ptr(), N, D, dweight.mutable_data_ptr<float>(),
-                            mean ? dbias.mutable_data_ptr<float>() : nullptr, storage(x, "norm")};
+  NormBackwardParams params{dy.const_data_ptr(),
+                            pointer(dsum),
+                            x.const_data_ptr(),
+                            weight.const_data_ptr<float>(),
+                            static_cast<const float*>(pointer(mean)),
+                            rstd.const_data_ptr<float>(),
+                            dx.mutable_data_ptr(),
+                            N,
+                            D,
+                            dweight.mutable_data_ptr<float>(),
+                            mean ? dbias.mutable_data_ptr<float>() : nullptr,
+                            storage(x, "norm")};
   auto row_kernel = FULGUR_CALL(norm_backward_row);
   for_rows(N, [&](int64_t row) { row_kernel(params, row); });
   auto column_kernel = FULGUR_CALL(norm_backward_columns);
@@ -83,8 +97,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_backward_cpu(const Tensor& dy_in, const 
   return {dx, dweight, dbias};
 }
 
-std::tuple<Tensor, Tensor, Tensor> norm_backward_meta(const Tensor&, const MaybeTensor&, const Tensor& x,
-                                                      const Tensor& weight, const MaybeTensor& mean, const Tensor&) {
+std::tuple<Tensor, Tensor, Tensor> norm_backward_meta(const Tensor&, const MaybeTensor&, const Tensor& x, const Tensor& weight,
+                                                      const MaybeTensor& mean, const Tensor&) {
   return {at::empty_symint(x.sym_sizes(), x.options()), at::empty_symint(weight.sym_sizes(), weight.options()),
           mean ? at::empty_symint(weight.sym_sizes(), weight.options()) : at::empty({0}, weight.options())};
 }
@@ -105,14 +119,14 @@ struct NormFunction : torch::autograd::Function<NormFunction> {
     static const auto op = typed<Backward>("norm_backward");
     auto saved = ctx->get_saved_variables();
     bool has_residual = ctx->saved_data["has_residual"].toBool(), has_bias = ctx->saved_data["has_bias"].toBool();
-    auto [dx, dweight, dbias] = op.call(grads[0], has_residual ? MaybeTensor(grads[1]) : std::nullopt, saved[0],
-                                        saved[1], has_bias ? MaybeTensor(saved[2]) : std::nullopt, saved[3]);
+    auto [dx, dweight, dbias] = op.call(grads[0], has_residual ? MaybeTensor(grads[1]) : std::nullopt, saved[0], saved[1],
+                                        has_bias ? MaybeTensor(saved[2]) : std::nullopt, saved[3]);
     return {dx, has_residual ? dx : Tensor(), dweight, has_bias ? dbias : Tensor(), Tensor()};
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> norm_autograd(const Tensor& x, const MaybeTensor& residual,
-                                                         const Tensor& weight, const MaybeTensor& bias, double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_autograd(const Tensor& x, const MaybeTensor& residual, const Tensor& weight,
+                                                         const MaybeTensor& bias, double eps) {
   auto out = NormFunction::apply(x, residual, weight, bias, eps);
   return {out[0], out[1], out[2], out[3]};
 }

@@ -13,8 +13,8 @@ namespace fulgur::ops {
 at::Tensor rms_norm(const at::Tensor& x_ND, const at::Tensor& weight_D, double eps);
 
 // {y, sum}: sum = x + residual; y = rms_norm of the unrounded f32 sum, while `sum` is rounded to the type.
-std::pair<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& x_ND, const at::Tensor& residual_ND,
-                                               const at::Tensor& weight_D, double eps);
+std::pair<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& x_ND, const at::Tensor& residual_ND, const at::Tensor& weight_D,
+                                               double eps);
 
 // y = (x - mean) / sqrt(var + eps) * weight + bias
 at::Tensor layer_norm(const at::Tensor& x_ND, const at::Tensor& weight_D, const at::Tensor& bias_D, double eps);

@@ -18,7 +18,7 @@ uint8_t encode(float x) {
   float magnitude = std::min(std::fabs(x), 448.0f);
   if (magnitude < 0x1p-10f) return sign;  // half of the smallest subnormal is a tie, which goes to even: 0
   int exponent;
-  std::frexp(magnitude, &exponent);       // magnitude in [0.5, 1) * 2^exponent
+  std::frexp(magnitude, &exponent);  // magnitude in [0.5, 1) * 2^exponent
   int unit = std::max(exponent - 1, -6) - 3;
   int steps = int(std::nearbyint(std::ldexp(magnitude, -unit)));  // nearest even; 8..16 for normals
   if (unit == -9) return sign | uint8_t(steps);                   // subnormal, or carried into the first normal

@@ -8,7 +8,8 @@ namespace {
 
 TEST(Quantize, EveryFloatRoundsAsAtensDoes) {
   at::manual_seed(1);
-  auto x = at::cat({at::randn({20000}) * at::exp2(at::randint(-14, 12, {20000}).to(at::kFloat)), from_e4m3(at::arange(127, at::kByte))});
+  auto x = at::cat(
+      {at::randn({20000}) * at::exp2(at::randint(-14, 12, {20000}).to(at::kFloat)), from_e4m3(at::arange(127, at::kByte))});
   EXPECT_TRUE(at::equal(to_e4m3(x), reference::to_e4m3(x)));
 }
 

@@ -4,9 +4,7 @@
 
 namespace fulgur::ops::reference {
 
-at::Tensor to_e4m3(const at::Tensor& x) {
-  return x.to(at::kFloat).clamp(-448, 448).to(at::kFloat8_e4m3fn).view(at::kByte);
-}
+at::Tensor to_e4m3(const at::Tensor& x) { return x.to(at::kFloat).clamp(-448, 448).to(at::kFloat8_e4m3fn).view(at::kByte); }
 
 at::Tensor simulate_fp8(const at::Tensor& x) {
   std::vector<at::Tensor> groups;

@@ -13,8 +13,8 @@ struct RopeParams {
   const float* sin;  // [N, P/2]
   int64_t H, E, P, offset;
   int64_t x_row, x_head;
-  bool halves;       // pair (j, j + P/2) instead of (2j, 2j + 1)
-  bool inverse;      // rotate back: the gradient
+  bool halves;   // pair (j, j + P/2) instead of (2j, 2j + 1)
+  bool inverse;  // rotate back: the gradient
   Storage type;
 };
 

@@ -19,8 +19,7 @@ at::Tensor rope(const at::Tensor& x_NHE, const Rotation& rotation, int64_t offse
     auto a = pairs.select(3, 0), b = pairs.select(3, 1);
     rotated = at::stack({a * cos - b * sin, b * cos + a * sin}, 3).flatten(2);
   }
-  return at::cat({x_NHE.narrow(2, 0, offset), rotated.to(x_NHE.scalar_type()),
-                  x_NHE.narrow(2, offset + 2 * half, rest)}, 2);
+  return at::cat({x_NHE.narrow(2, 0, offset), rotated.to(x_NHE.scalar_type()), x_NHE.narrow(2, offset + 2 * half, rest)}, 2);
 }
 
 }  // namespace fulgur::ops::reference

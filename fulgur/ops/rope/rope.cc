@@ -10,8 +10,7 @@ namespace {
 
 using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, int64_t, bool, bool);
 
-Tensor rope_cpu(const Tensor& x_in, const Tensor& cos_in, const Tensor& sin_in, int64_t offset, bool halves,
-                bool inverse) {
+Tensor rope_cpu(const Tensor& x_in, const Tensor& cos_in, const Tensor& sin_in, int64_t offset, bool halves, bool inverse) {
   auto x = x_in.stride(-1) == 1 ? x_in : x_in.contiguous();
   auto cos = cos_in.contiguous(), sin = sin_in.contiguous();
   FULGUR_CHECK(x.dim() == 3 && cos.dim() == 2 && cos.size(0) == x.size(0),
@@ -19,8 +18,18 @@ Tensor rope_cpu(const Tensor& x_in, const Tensor& cos_in, const Tensor& sin_in, 
   FULGUR_CHECK(offset >= 0 && offset + 2 * cos.size(1) <= x.size(2), "[rope] expected rows of at least ",
                offset + 2 * cos.size(1), ", got ", x.size(2));
   auto y = at::empty(x.sizes(), x.options());
-  RopeParams params{x.const_data_ptr(), y.mutable_data_ptr(), cos.const_data_ptr<float>(), sin.const_data_ptr<float>(),
-                    x.size(1), x.size(2), 2 * cos.size(1), offset, x.stride(0), x.stride(1), halves, inverse,
+  RopeParams params{x.const_data_ptr(),
+                    y.mutable_data_ptr(),
+                    cos.const_data_ptr<float>(),
+                    sin.const_data_ptr<float>(),
+                    x.size(1),
+                    x.size(2),
+                    2 * cos.size(1),
+                    offset,
+                    x.stride(0),
+                    x.stride(1),
+                    halves,
+                    inverse,
                     storage(x, "rope")};
   auto kernel = FULGUR_CALL(rope_row);
   constexpr int64_t kBlock = 64;
@@ -42,8 +51,8 @@ Tensor call(const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t offse
 
 // The gradient of a rotation is the rotation back.
 struct RopeFunction : torch::autograd::Function<RopeFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t offset,
-                        bool halves, bool inverse) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& cos, const Tensor& sin, int64_t offset, bool halves,
+                        bool inverse) {
     at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({cos, sin});
     ctx->saved_data["offset"] = offset;

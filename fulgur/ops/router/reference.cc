@@ -42,7 +42,8 @@ at::Tensor balance_loss(const at::Tensor& logits_NE, const at::Tensor& ids_Nk, c
     auto scores = at::sigmoid(logits_NE.narrow(0, first, rows));
     auto share = (scores / scores.sum(-1, true)).mean(0);
     auto ids = ids_Nk.narrow(0, first, rows).to(at::kLong).flatten();
-    auto count = at::zeros({experts}, share.options().requires_grad(false)).index_add(0, ids, at::full_like(ids, 1).to(at::kFloat));
+    auto count =
+        at::zeros({experts}, share.options().requires_grad(false)).index_add(0, ids, at::full_like(ids, 1).to(at::kFloat));
     losses.push_back((count * (double(experts) / double(k * rows)) * share).sum());
   }
   return at::stack(losses);

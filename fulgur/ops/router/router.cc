@@ -63,8 +63,8 @@ void route_row(const float* logits, const float* bias, int64_t experts, int64_t 
 Tensor route_cpu(const Tensor& logits_in, const Tensor& bias_in, int64_t n_group, int64_t topk_group, int64_t k) {
   auto logits = logits_in.contiguous(), bias = bias_in.contiguous();
   int64_t rows = logits.size(0), experts = logits.size(1);
-  FULGUR_CHECK(n_group > 0 && experts % n_group == 0, "[router] expected groups that divide ", experts,
-               " experts, got ", n_group);
+  FULGUR_CHECK(n_group > 0 && experts % n_group == 0, "[router] expected groups that divide ", experts, " experts, got ",
+               n_group);
   FULGUR_CHECK(topk_group > 0 && topk_group <= n_group && k > 0 && k <= topk_group * (experts / n_group),
                "[router] expected at most ", topk_group * (experts / n_group), " experts a token, got ", k);
   auto ids = at::empty({rows, k}, logits.options().dtype(at::kInt));
@@ -144,8 +144,8 @@ std::vector<Sequence> sequences(const Tensor& starts_in, int64_t rows) {
   const int* at = starts.const_data_ptr<int>();
   std::vector<Sequence> out;
   for (int64_t i = 0; i + 1 < starts.size(0); ++i) {
-    FULGUR_CHECK(at[i] >= 0 && at[i] < at[i + 1] && at[i + 1] <= rows,
-                 "[router] expected ascending sequence starts within ", rows, " rows, got ", at[i], " then ", at[i + 1]);
+    FULGUR_CHECK(at[i] >= 0 && at[i] < at[i + 1] && at[i + 1] <= rows, "[router] expected ascending sequence starts within ",
+                 rows, " rows, got ", at[i], " then ", at[i + 1]);
     out.push_back({at[i], at[i + 1] - at[i]});
   }
   return out;
@@ -186,8 +186,7 @@ Tensor balance_meta(const Tensor& logits, const Tensor&, const Tensor& starts) {
   return at::empty_symint({starts.sym_size(0) - 1}, logits.options());
 }
 
-Tensor balance_backward_cpu(const Tensor& dlosses_in, const Tensor& logits_in, const Tensor& ids_in,
-                            const Tensor& starts) {
+Tensor balance_backward_cpu(const Tensor& dlosses_in, const Tensor& logits_in, const Tensor& ids_in, const Tensor& starts) {
   auto dlosses = dlosses_in.contiguous(), logits = logits_in.contiguous(), ids = ids_in.contiguous();
   int64_t experts = logits.size(1), k = ids.size(1);
   auto parts = sequences(starts, logits.size(0));
@@ -227,8 +226,8 @@ struct WeightsFunction : torch::autograd::Function<WeightsFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     static const auto op = typed<WeightsBackward>("route_weights_backward");
     auto saved = ctx->get_saved_variables();
-    auto dlogits = op.call(grads[0], saved[0], saved[1], ctx->saved_data["normalise"].toBool(),
-                           ctx->saved_data["scale"].toDouble());
+    auto dlogits =
+        op.call(grads[0], saved[0], saved[1], ctx->saved_data["normalise"].toBool(), ctx->saved_data["scale"].toDouble());
     return {dlogits, Tensor(), Tensor(), Tensor()};
   }
 };

@@ -32,8 +32,18 @@ Gathered gather(const SparseMlaParams& p, int64_t row) {
 // scores[h][i] = scale * q_h . key_i, rows of `stride` with -inf behind the keys.
 void score(const SparseMlaParams& p, int64_t row, const Gathered& g, int64_t stride, float* scores) {
   const char* q = static_cast<const char*>(p.q) + row * p.H * p.C * (p.type == Storage::f32 ? 4 : 2);
-  gemm_serial({.a = q, .b = g.keys, .c = scores, .M = p.H, .N = g.count, .K = p.C, .a_row = p.C, .a_col = 1, .b_row = 1,
-               .b_col = p.C, .c_row = stride, .a_type = p.type});
+  gemm_serial({.a = q,
+               .b = g.keys,
+               .c = scores,
+               .M = p.H,
+               .N = g.count,
+               .K = p.C,
+               .a_row = p.C,
+               .a_col = 1,
+               .b_row = 1,
+               .b_col = p.C,
+               .c_row = stride,
+               .a_type = p.type});
   for (int64_t h = 0; h < p.H; ++h) {
     float* at = scores + h * stride;
     for (int64_t i = 0; i < g.count; ++i) at[i] *= p.scale;
@@ -75,8 +85,17 @@ void sparse_mla_row(const SparseMlaParams& p, int64_t row) {
       for (int64_t i = 0; i < g.count; ++i) target[g.place[i]] += at[i];
     }
     for (int64_t i = 0; i < p.K; ++i) target[i] /= float(p.H);
-    gemm_serial({.a = scores, .b = g.keys, .c = out, .M = p.H, .N = p.R, .K = g.count, .a_row = stride, .a_col = 1,
-                 .b_row = p.C, .b_col = 1, .c_row = p.R});
+    gemm_serial({.a = scores,
+                 .b = g.keys,
+                 .c = out,
+                 .M = p.H,
+                 .N = p.R,
+                 .K = g.count,
+                 .a_row = stride,
+                 .a_col = 1,
+                 .b_row = p.C,
+                 .b_col = 1,
+                 .c_row = p.R});
   }
   for (int64_t i = 0; i < p.H * p.R; i += kLanes)
     write(p.out, p.type, row * p.H * p.R + i, p.H * p.R - i, read(out, Storage::f32, i, p.H * p.R - i));
@@ -96,8 +115,18 @@ void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, int64_t slot
   const char* q = static_cast<const char*>(p.q) + row * p.H * p.C * element;
   const char* dout = static_cast<const char*>(p.dout) + row * p.H * p.R * element;
   score(p, row, g, stride, probability);
-  gemm_serial({.a = dout, .b = g.keys, .c = gradient, .M = p.H, .N = g.count, .K = p.R, .a_row = p.R, .a_col = 1,
-               .b_row = 1, .b_col = p.C, .c_row = stride, .a_type = p.type});
+  gemm_serial({.a = dout,
+               .b = g.keys,
+               .c = gradient,
+               .M = p.H,
+               .N = g.count,
+               .K = p.R,
+               .a_row = p.R,
+               .a_col = 1,
+               .b_row = 1,
+               .b_col = p.C,
+               .c_row = stride,
+               .a_type = p.type});
   for (int64_t h = 0; h < p.H; ++h) {
     int64_t at = (row * p.H + h) * p.R;
     Vec dot{};
@@ -112,13 +141,43 @@ void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, int64_t slot
       store(grad, e * (load(grad) - delta) * p.scale);
     }
   }
-  gemm_serial({.a = gradient, .b = g.keys, .c = dq, .M = p.H, .N = p.C, .K = g.count, .a_row = stride, .a_col = 1,
-               .b_row = p.C, .b_col = 1, .c_row = p.C});
+  gemm_serial({.a = gradient,
+               .b = g.keys,
+               .c = dq,
+               .M = p.H,
+               .N = p.C,
+               .K = g.count,
+               .a_row = stride,
+               .a_col = 1,
+               .b_row = p.C,
+               .b_col = 1,
+               .c_row = p.C});
   float* dkeys = p.contribution + slot * p.K * p.C;
-  gemm_serial({.a = gradient, .b = q, .c = dkeys, .M = g.count, .N = p.C, .K = p.H, .a_row = 1, .a_col = stride,
-               .b_row = p.C, .b_col = 1, .c_row = p.C, .b_type = p.type});
-  gemm_serial({.a = probability, .b = dout, .c = dkeys, .M = g.count, .N = p.R, .K = p.H, .a_row = 1, .a_col = stride,
-               .b_row = p.R, .b_col = 1, .c_row = p.C, .b_type = p.type, .accumulate = true});
+  gemm_serial({.a = gradient,
+               .b = q,
+               .c = dkeys,
+               .M = g.count,
+               .N = p.C,
+               .K = p.H,
+               .a_row = 1,
+               .a_col = stride,
+               .b_row = p.C,
+               .b_col = 1,
+               .c_row = p.C,
+               .b_type = p.type});
+  gemm_serial({.a = probability,
+               .b = dout,
+               .c = dkeys,
+               .M = g.count,
+               .N = p.R,
+               .K = p.H,
+               .a_row = 1,
+               .a_col = stride,
+               .b_row = p.R,
+               .b_col = 1,
+               .c_row = p.C,
+               .b_type = p.type,
+               .accumulate = true});
 }
 
 void sparse_mla_scatter(const SparseMlaParams& p, int64_t row0, int64_t rows, int64_t first, int64_t last) {

@@ -15,12 +15,12 @@ struct SparseMlaParams {
   float* target;            // [N, K]; forward only
   int64_t H, C, R, K;
   float scale;
-  Storage type;             // of q, kv, out, dout
+  Storage type;  // of q, kv, out, dout
   // Backward pass only.
-  const void* dout;         // [N, H, R]
-  float* dq;                // [N, H, C]
-  float* contribution;      // [rows of a chunk, K, C]: what each query adds to its keys
-  float* dkv;               // [S, C], starts as zeros
+  const void* dout;     // [N, H, R]
+  float* dq;            // [N, H, C]
+  float* contribution;  // [rows of a chunk, K, C]: what each query adds to its keys
+  float* dkv;           // [S, C], starts as zeros
 };
 
 FULGUR_KERNEL(void, sparse_mla_row, (const SparseMlaParams&, int64_t row))

@@ -10,8 +10,7 @@
 namespace fulgur::ops::reference {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_mla(const at::Tensor& q_NHC, const at::Tensor& kv_SC,
-                                                          const at::Tensor& selected_NK, int64_t value_dim,
-                                                          double scale) {
+                                                          const at::Tensor& selected_NK, int64_t value_dim, double scale) {
   int64_t N = selected_NK.size(0), K = selected_NK.size(1);
   auto index = selected_NK.to(at::kLong);
   auto valid_NK = index >= 0;

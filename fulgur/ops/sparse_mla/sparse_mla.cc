@@ -11,12 +11,12 @@ using Backward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const 
                                             const Tensor&, int64_t, double);
 
 void check(const Tensor& q, const Tensor& kv, const Tensor& selected, int64_t value_dim) {
-  FULGUR_CHECK(q.dim() == 3 && kv.dim() == 2 && q.size(2) == kv.size(1),
-               "[sparse_mla] expected q [N, H, C] and kv [S, C], got ", q.sizes(), " and ", kv.sizes());
-  FULGUR_CHECK(q.scalar_type() == kv.scalar_type(), "[sparse_mla] expected q and kv of one type, got ",
-               q.scalar_type(), " and ", kv.scalar_type());
-  FULGUR_CHECK(value_dim > 0 && value_dim <= kv.size(1), "[sparse_mla] expected a value size of at most ", kv.size(1),
-               ", got ", value_dim);
+  FULGUR_CHECK(q.dim() == 3 && kv.dim() == 2 && q.size(2) == kv.size(1), "[sparse_mla] expected q [N, H, C] and kv [S, C], got ",
+               q.sizes(), " and ", kv.sizes());
+  FULGUR_CHECK(q.scalar_type() == kv.scalar_type(), "[sparse_mla] expected q and kv of one type, got ", q.scalar_type(), " and ",
+               kv.scalar_type());
+  FULGUR_CHECK(value_dim > 0 && value_dim <= kv.size(1), "[sparse_mla] expected a value size of at most ", kv.size(1), ", got ",
+               value_dim);
   FULGUR_CHECK(selected.dim() == 2 && selected.size(0) == q.size(0) && selected.scalar_type() == at::kInt,
                "[sparse_mla] expected an int32 selection [", q.size(0), ", K], got ", selected.sizes());
   const int* at = selected.const_data_ptr<int>();
@@ -24,13 +24,24 @@ void check(const Tensor& q, const Tensor& kv, const Tensor& selected, int64_t va
     FULGUR_CHECK(at[i] >= -1 && at[i] < kv.size(0), "[sparse_mla] expected keys below ", kv.size(0), ", got ", at[i]);
 }
 
-SparseMlaParams params_of(const Tensor& q, const Tensor& kv, const Tensor& selected, const Tensor& out,
-                          const Tensor& lse, int64_t value_dim, double scale) {
-  return {.q = q.const_data_ptr(), .kv = kv.const_data_ptr(), .selected = selected.const_data_ptr<int>(),
-          .out = const_cast<void*>(out.const_data_ptr()), .lse = const_cast<float*>(lse.const_data_ptr<float>()),
-          .target = nullptr, .H = q.size(1), .C = kv.size(1), .R = value_dim, .K = selected.size(1),
-          .scale = float(scale), .type = storage(q, "sparse_mla"), .dout = nullptr, .dq = nullptr,
-          .contribution = nullptr, .dkv = nullptr};
+SparseMlaParams params_of(const Tensor& q, const Tensor& kv, const Tensor& selected, const Tensor& out, const Tensor& lse,
+                          int64_t value_dim, double scale) {
+  return {.q = q.const_data_ptr(),
+          .kv = kv.const_data_ptr(),
+          .selected = selected.const_data_ptr<int>(),
+          .out = const_cast<void*>(out.const_data_ptr()),
+          .lse = const_cast<float*>(lse.const_data_ptr<float>()),
+          .target = nullptr,
+          .H = q.size(1),
+          .C = kv.size(1),
+          .R = value_dim,
+          .K = selected.size(1),
+          .scale = float(scale),
+          .type = storage(q, "sparse_mla"),
+          .dout = nullptr,
+          .dq = nullptr,
+          .contribution = nullptr,
+          .dkv = nullptr};
 }
 
 std::tuple<Tensor, Tensor, Tensor> sparse_mla_cpu(const Tensor& q_in, const Tensor& kv_in, const Tensor& selected_in,
@@ -48,8 +59,8 @@ std::tuple<Tensor, Tensor, Tensor> sparse_mla_cpu(const Tensor& q_in, const Tens
   return {out, lse, target};
 }
 
-std::tuple<Tensor, Tensor, Tensor> sparse_mla_meta(const Tensor& q, const Tensor&, const Tensor& selected,
-                                                   int64_t value_dim, double) {
+std::tuple<Tensor, Tensor, Tensor> sparse_mla_meta(const Tensor& q, const Tensor&, const Tensor& selected, int64_t value_dim,
+                                                   double) {
   auto f32 = q.options().dtype(at::kFloat);
   return {at::empty_symint({q.sym_size(0), q.sym_size(1), value_dim}, q.options()),
           at::empty_symint({q.sym_size(0), q.sym_size(1)}, f32), at::empty_symint(selected.sym_sizes(), f32)};
@@ -58,8 +69,8 @@ std::tuple<Tensor, Tensor, Tensor> sparse_mla_meta(const Tensor& q, const Tensor
 // A chunk's contributions are made in parallel over rows, then added in parallel over columns, so every number of dkv
 // is one sum in ascending query order.
 std::tuple<Tensor, Tensor> sparse_mla_backward_cpu(const Tensor& dout_in, const Tensor& q_in, const Tensor& kv_in,
-                                                   const Tensor& selected_in, const Tensor& out_in,
-                                                   const Tensor& lse_in, int64_t value_dim, double scale) {
+                                                   const Tensor& selected_in, const Tensor& out_in, const Tensor& lse_in,
+                                                   int64_t value_dim, double scale) {
   auto q = q_in.contiguous(), kv = kv_in.contiguous(), selected = selected_in.contiguous();
   auto dout = dout_in.to(q.scalar_type()).contiguous(), out = out_in.contiguous(), lse = lse_in.contiguous();
   int64_t N = q.size(0), C = kv.size(1), K = selected.size(1);
@@ -90,8 +101,8 @@ std::tuple<Tensor, Tensor> sparse_mla_backward_meta(const Tensor&, const Tensor&
 }
 
 struct SparseMlaFunction : torch::autograd::Function<SparseMlaFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& kv, const Tensor& selected,
-                               int64_t value_dim, double scale) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& kv, const Tensor& selected, int64_t value_dim,
+                               double scale) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [out, lse, target] = ops::sparse_mla(q, kv, selected, value_dim, scale);
     ctx->save_for_backward({q, kv, selected, out, lse});

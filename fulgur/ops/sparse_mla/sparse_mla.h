@@ -15,13 +15,11 @@ namespace fulgur::ops {
 // selected_NK: int32, ascending rows of kv, -1 padding. Returns {out_NHR, lse_NH (natural log), target_NK}: target is the
 // attention averaged over heads, the constant the indexer is trained towards. No gradient reaches lse and target.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_mla(const at::Tensor& q_NHC, const at::Tensor& kv_SC,
-                                                          const at::Tensor& selected_NK, int64_t value_dim,
-                                                          double scale);
+                                                          const at::Tensor& selected_NK, int64_t value_dim, double scale);
 
 namespace reference {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_mla(const at::Tensor& q_NHC, const at::Tensor& kv_SC,
-                                                          const at::Tensor& selected_NK, int64_t value_dim,
-                                                          double scale);
+                                                          const at::Tensor& selected_NK, int64_t value_dim, double scale);
 }
 
 }  // namespace fulgur::ops

@@ -10,7 +10,8 @@ RegisterBench cases([] {
   auto selected = std::get<0>(std::get<1>(at::rand({N, S}).topk(K, 1)).sort(1)).to(at::kInt).contiguous();
   double flops = 2.0 * N * H * K * (C + R), bytes = 4.0 * (N * H * (C + R) + S * C);
   std::vector<BenchCase> out;
-  out.push_back({"sparse_mla", "N256 S4096 H16 R512 P64 K256", flops, bytes, [=] { sparse_mla(q.detach(), kv.detach(), selected, R, 0.07); },
+  out.push_back({"sparse_mla", "N256 S4096 H16 R512 P64 K256", flops, bytes,
+                 [=] { sparse_mla(q.detach(), kv.detach(), selected, R, 0.07); },
                  [=] { reference::sparse_mla(q.detach(), kv.detach(), selected, R, 0.07); }});
   out.push_back({"sparse_mla train", "N256 S4096 H16 R512 P64 K256", 3.5 * flops, 3 * bytes,
                  train({q, kv}, [=] { return std::get<0>(sparse_mla(q, kv, selected, R, 0.07)); }),

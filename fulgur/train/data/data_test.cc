@@ -53,8 +53,12 @@ struct Packed : Folder {
   PackSummary summary;
   Packed() {
     for (int i = 0; i < 30; ++i) put(cat("doc", 10 + i, ".txt"), cat("Document number ", i, " says hello."));
-    summary = pack({.inputs = {path}, .tokenizer = FULGUR_GOLDEN "/tokenizer/tokenizer.json", .out = path / "shards",
-                    .holdout_every = 10, .shard_tokens = 100}, [](int64_t, int64_t) {});
+    summary = pack({.inputs = {path},
+                    .tokenizer = FULGUR_GOLDEN "/tokenizer/tokenizer.json",
+                    .out = path / "shards",
+                    .holdout_every = 10,
+                    .shard_tokens = 100},
+                   [](int64_t, int64_t) {});
   }
 };
 

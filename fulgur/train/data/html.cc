@@ -10,16 +10,16 @@ namespace fulgur {
 namespace {
 
 bool hidden(GumboTag tag) {
-  constexpr std::array kTags = {GUMBO_TAG_SCRIPT, GUMBO_TAG_STYLE, GUMBO_TAG_HEAD, GUMBO_TAG_NOSCRIPT,
-                                GUMBO_TAG_TEMPLATE, GUMBO_TAG_NAV};
+  constexpr std::array kTags = {GUMBO_TAG_SCRIPT,   GUMBO_TAG_STYLE,    GUMBO_TAG_HEAD,
+                                GUMBO_TAG_NOSCRIPT, GUMBO_TAG_TEMPLATE, GUMBO_TAG_NAV};
   return std::find(kTags.begin(), kTags.end(), tag) != kTags.end();
 }
 
 bool is_inline(GumboTag tag) {
-  constexpr std::array kTags = {GUMBO_TAG_A, GUMBO_TAG_ABBR, GUMBO_TAG_B, GUMBO_TAG_CITE, GUMBO_TAG_CODE, GUMBO_TAG_EM,
-                                GUMBO_TAG_FONT, GUMBO_TAG_I, GUMBO_TAG_KBD, GUMBO_TAG_Q, GUMBO_TAG_S, GUMBO_TAG_SAMP,
-                                GUMBO_TAG_SMALL, GUMBO_TAG_SPAN, GUMBO_TAG_STRONG, GUMBO_TAG_SUB, GUMBO_TAG_SUP,
-                                GUMBO_TAG_TT, GUMBO_TAG_U, GUMBO_TAG_VAR};
+  constexpr std::array kTags = {GUMBO_TAG_A,   GUMBO_TAG_ABBR, GUMBO_TAG_B,     GUMBO_TAG_CITE, GUMBO_TAG_CODE,
+                                GUMBO_TAG_EM,  GUMBO_TAG_FONT, GUMBO_TAG_I,     GUMBO_TAG_KBD,  GUMBO_TAG_Q,
+                                GUMBO_TAG_S,   GUMBO_TAG_SAMP, GUMBO_TAG_SMALL, GUMBO_TAG_SPAN, GUMBO_TAG_STRONG,
+                                GUMBO_TAG_SUB, GUMBO_TAG_SUP,  GUMBO_TAG_TT,    GUMBO_TAG_U,    GUMBO_TAG_VAR};
   return std::find(kTags.begin(), kTags.end(), tag) != kTags.end();
 }
 

@@ -40,10 +40,10 @@ Header checked_header(const fs::path& path, std::span<const std::byte> bytes) {
   FULGUR_CHECK(h.token_bytes == 2 || h.token_bytes == 4, "[shard] ", path.string(), ": expected 2 or 4 bytes a token, got ",
                h.token_bytes);
   uint64_t body = bytes.size() - sizeof h;
-  FULGUR_CHECK(h.documents < body / 8 && h.tokens <= body / h.token_bytes &&
-                   (h.documents + 1) * 8 + h.tokens * h.token_bytes == body,
-               "[shard] ", path.string(), ": expected ", h.documents, " documents and ", h.tokens,
-               " tokens to fill the file, got ", bytes.size(), " bytes\n  hint: the file is cut off; run `fulgur data pack` again");
+  FULGUR_CHECK(
+      h.documents < body / 8 && h.tokens <= body / h.token_bytes && (h.documents + 1) * 8 + h.tokens * h.token_bytes == body,
+      "[shard] ", path.string(), ": expected ", h.documents, " documents and ", h.tokens, " tokens to fill the file, got ",
+      bytes.size(), " bytes\n  hint: the file is cut off; run `fulgur data pack` again");
   uint32_t crc = crc_of(bytes.data() + sizeof h, body);
   FULGUR_CHECK(crc == h.crc, "[shard] ", path.string(), ": expected checksum ", h.crc, ", got ", crc,
                "\n  hint: the file is damaged; run `fulgur data pack` again");
@@ -87,8 +87,9 @@ TokenShards::TokenShards(const fs::path& folder, const std::string& split) {
 }
 
 void TokenShards::read(int64_t document, int64_t first, int64_t count, int32_t* out) const {
-  auto shard = std::upper_bound(shards_.begin(), shards_.end(), document,
-                                [](int64_t d, const Shard& s) { return d < s.first_document; }) - 1;
+  auto shard =
+      std::upper_bound(shards_.begin(), shards_.end(), document, [](int64_t d, const Shard& s) { return d < s.first_document; }) -
+      1;
   const std::byte* at = shard->tokens + (starts_[document] - starts_[shard->first_document] + first) * shard->token_bytes;
   for (int64_t i = 0; i < count; ++i, at += shard->token_bytes) {
     uint32_t token = 0;
@@ -103,7 +104,10 @@ namespace {
 class ShardWriter {
  public:
   ShardWriter(const PackOptions& options, std::string split, int64_t vocab, uint32_t tokenizer_crc)
-      : options_(options), split_(std::move(split)), vocab_(vocab), tokenizer_crc_(tokenizer_crc) {}
+      : options_(options),
+        split_(std::move(split)),
+        vocab_(vocab),
+        tokenizer_crc_(tokenizer_crc) {}
 
   void add(const std::vector<int32_t>& tokens, int64_t bytes) {
     for (int32_t token : tokens) tokens_.push_back(uint32_t(token));

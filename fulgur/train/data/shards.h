@@ -44,9 +44,9 @@ class TokenShards {
 
 struct PackOptions {
   std::vector<std::filesystem::path> inputs = {};
-  std::filesystem::path tokenizer;   // tokenizer.json
-  std::filesystem::path out;         // folder
-  int64_t holdout_every = 0;         // every n-th document is for validation; 0: one of 50, drawn by the seed
+  std::filesystem::path tokenizer;  // tokenizer.json
+  std::filesystem::path out;        // folder
+  int64_t holdout_every = 0;        // every n-th document is for validation; 0: one of 50, drawn by the seed
   uint64_t seed = 1;
   int64_t shard_tokens = int64_t(1) << 26;
 };
