@@ -163,22 +163,21 @@ def quality(name, runs, bits_bar=None):
         print(f"        seconds {s['seconds']}", flush=True)
 
 
-def finished_run(out, *flags):
-    start = time.time()
-    if not (out / "summary.json").exists():
-        fulgur("speedrun", "--out", out, *flags)
-    return json.loads((out / "summary.json").read_text()), time.time() - start
+def run_anew(out, *flags):
+    shutil.rmtree(out, ignore_errors=True)
+    fulgur("speedrun", "--out", out, *flags)
+    return json.loads((out / "summary.json").read_text())
 
 
 def kjv():
-    runs = {seed: finished_run(ROOT / f"runs/prove-kjv-{seed}", "--recipe", ROOT / "recipes/kjv.toml", "--seed", seed)[0] for seed in (1, 2, 3)}
+    runs = {seed: run_anew(ROOT / f"runs/prove-kjv-{seed}", "--recipe", ROOT / "recipes/kjv.toml", "--seed", seed) for seed in (1, 2, 3)}
     quality("kjv", runs, 1.50)
     gaps = [s["gap"] for s in runs.values()]
     check("kjv: mean gap of three seeds", "<= .01 bits/byte", f"{statistics.mean(gaps):.4f}", statistics.mean(gaps) <= .01)
 
 
 def speedrun():
-    s, _ = finished_run(ROOT / "runs/prove-speedrun")
+    s = run_anew(ROOT / "runs/prove-speedrun")
     quality("speedrun", {1: s})
     total = sum(s["seconds"].values())
     check("speedrun: wall time, all steps", "< 600 s on two quiet cores", f"{total:.0f} s", total < 600)
@@ -196,8 +195,9 @@ def shown(browser, url, size, picture):
 
 
 def report():
-    finished_run(ROOT / "runs/prove-speedrun")
     page = ROOT / "runs/prove-speedrun/report.html"
+    if not page.exists():
+        run_anew(page.parent)
     fulgur("report", page.parent)
     if not shutil.which("chromium"):
         call("apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "fonts-dejavu-core")
