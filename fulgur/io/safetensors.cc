@@ -158,8 +158,8 @@ Tensors read_weights(const std::filesystem::path& path) {
   return out;
 }
 
-void write_safetensors(const std::filesystem::path& path, const Tensors& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+FileSum write_safetensors(const std::filesystem::path& path, const Tensors& tensors,
+                          const std::map<std::string, std::string>& metadata) {
   Json header = Json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   uint64_t offset = 0;
@@ -171,7 +171,7 @@ void write_safetensors(const std::filesystem::path& path, const Tensors& tensors
   }
   std::string text = header.dump();
   text.append((8 - text.size() % 8) % 8, ' ');
-  write_file_atomic(path, [&](const WriteBytes& write) {
+  return write_file_atomic(path, [&](const WriteBytes& write) {
     uint64_t size = text.size();
     write(&size, 8);
     write(text.data(), text.size());
@@ -182,7 +182,7 @@ void write_safetensors(const std::filesystem::path& path, const Tensors& tensors
   });
 }
 
-void write_weights(const std::filesystem::path& folder, const Tensors& tensors, int64_t shard_bytes) {
+std::map<std::string, FileSum> write_weights(const std::filesystem::path& folder, const Tensors& tensors, int64_t shard_bytes) {
   std::vector<Tensors> shards(1);
   int64_t in_shard = 0, total = 0;
   for (const auto& [name, tensor] : tensors) {
@@ -191,16 +191,19 @@ void write_weights(const std::filesystem::path& folder, const Tensors& tensors, 
     shards.back()[name] = tensor;
     in_shard += bytes, total += bytes;
   }
-  if (shards.size() == 1) return write_safetensors(folder / "model.safetensors", tensors, {{"format", "pt"}});
+  if (shards.size() == 1)
+    return {{"model.safetensors", write_safetensors(folder / "model.safetensors", tensors, {{"format", "pt"}})}};
+  std::map<std::string, FileSum> sums;
   Json map = Json::object();
   for (size_t i = 0; i < shards.size(); ++i) {
     char file[64];
     std::snprintf(file, sizeof file, "model-%05zu-of-%05zu.safetensors", i + 1, shards.size());
-    write_safetensors(folder / file, shards[i], {{"format", "pt"}});
+    sums[file] = write_safetensors(folder / file, shards[i], {{"format", "pt"}});
     for (const auto& [name, tensor] : shards[i]) map[name] = file;
   }
   Json index = {{"metadata", {{"total_size", total}}}, {"weight_map", map}};
-  write_file_atomic(folder / "model.safetensors.index.json", index.dump(2));
+  sums["model.safetensors.index.json"] = write_file_atomic(folder / "model.safetensors.index.json", index.dump(2));
+  return sums;
 }
 
 }  // namespace fulgur

@@ -8,6 +8,8 @@
 #include <map>
 #include <string>
 
+#include "fulgur/base/file.h"
+
 namespace fulgur {
 
 using Tensors = std::map<std::string, at::Tensor>;
@@ -20,10 +22,12 @@ Tensors read_safetensors(const std::filesystem::path& path);
 Tensors read_weights(const std::filesystem::path& path);
 
 // Atomic; the bytes depend on the tensors alone.
-void write_safetensors(const std::filesystem::path& path, const Tensors& tensors,
-                       const std::map<std::string, std::string>& metadata = {});
+FileSum write_safetensors(const std::filesystem::path& path, const Tensors& tensors,
+                          const std::map<std::string, std::string>& metadata = {});
 
-// model.safetensors, or model-0000i-of-0000n.safetensors with an index when there are more than `shard_bytes`.
-void write_weights(const std::filesystem::path& folder, const Tensors& tensors, int64_t shard_bytes = int64_t(5) << 30);
+// model.safetensors, or model-0000i-of-0000n.safetensors with an index when there are more than `shard_bytes`. The sum of
+// every file, by name.
+std::map<std::string, FileSum> write_weights(const std::filesystem::path& folder, const Tensors& tensors,
+                                             int64_t shard_bytes = int64_t(5) << 30);
 
 }  // namespace fulgur
