@@ -163,9 +163,10 @@ void bench_train(const Options& o) {
     Transformer model(config, init_weights(config, 1));
     Optimizer optimizer(model.weights(), stage);
     auto batch = random_batch(stage.batch_tokens / stage.context, stage.context);
+    ProcessGroup alone;
     auto step = [&] {
-      auto sums = accumulate_gradients(model, stage, {batch}, tokenizer);
-      optimizer.step(1);
+      auto sums = accumulate_gradients(model, stage, {batch}, tokenizer, alone);
+      optimizer.step(1, optimizer.norms());
       balance_experts(model.weights(), stage, sums);
     };
     auto timed = [&] {

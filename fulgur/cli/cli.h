@@ -10,13 +10,15 @@
 
 namespace fulgur::cli {
 
-// Set by Ctrl-C and SIGTERM; long commands look at it, save and return kStopped. A second signal ends at once.
-extern std::atomic<bool> g_stop;
-constexpr int kStopped = 130;
+// The signal (Ctrl-C or SIGTERM) that asked for an end, or 0; long commands look at it, save and return stop_code(). A
+// second signal ends at once.
+extern std::atomic<int> g_stop;
+int stop_code();  // 128 + the signal, as shells have it: 130, 143
 
 // What every command may read.
 struct Common {
   bool json = false;
+  int threads = 0;  // as asked for; 0: not
   int exit_code = 0;
 };
 

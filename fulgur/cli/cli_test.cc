@@ -1,67 +1,12 @@
 // The program as people meet it: exit codes, one-line complaints, nothing half-written, runs that go on.
-#include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <chrono>
-#include <filesystem>
 #include <fstream>
-#include <thread>
 
-#include "fulgur/base/error.h"
-#include "fulgur/base/file.h"
-#include "fulgur/base/json.h"
+#include "fulgur/cli/program_test.h"
 
 namespace fulgur {
 namespace {
-namespace fs = std::filesystem;
 
 const std::string kGolden = FULGUR_GOLDEN "/model/";
-
-struct Output {
-  int code;
-  std::string out;  // standard output and error
-};
-
-class Program : public testing::Test {
- protected:
-  void SetUp() override {
-    fs::remove_all(folder);
-    fs::create_directories(folder);
-  }
-  void TearDown() override { fs::remove_all(folder); }
-
-  Output run(const std::string& arguments, const std::string& input = "") {
-    write_file_atomic(folder / "stdin", input);
-    FILE* pipe = popen(cat("cd '", folder.string(), "' && { '" FULGUR_BINARY "' ", arguments, "\n} <stdin 2>&1").c_str(), "r");
-    Output result;
-    char block[4096];
-    while (size_t got = fread(block, 1, sizeof block, pipe)) result.out.append(block, got);
-    int status = pclose(pipe);
-    result.code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-    return result;
-  }
-
-  // A run directory's tokenizer and shards, from a text that repeats with small changes; and a tiny recipe.
-  void make_data() {
-    std::string text;
-    for (int i = 0; i < 6000; ++i)
-      text += cat("line ", i % 97, " says that ", (i * 7) % 31, " is not ", i % 5, i % 9 ? ". " : ".\n");
-    fs::create_directories(folder / "text");
-    for (int i = 0; i < 20; ++i) write_file_atomic(folder / "text" / cat(i, ".txt"), text.substr(i * 3000, 6000));
-    write_file_atomic(folder / "tiny.toml",
-                      "scale = 0.25\ntext = \"text\"\nvocab_size = 300\nholdout_every = 5\n"
-                      "[pretrain]\ntokens = \"1M\"\ncontext = 64\nbatch_tokens = 256\nmicro_tokens = 128\nwarmup_steps = "
-                      "3\ncheckpoint_every = 5\nprobe_every = 7\n"
-                      "[warmup]\ntokens = \"64k\"\ncontext = 64\nbatch_tokens = 256\nmicro_tokens = 256\ncheckpoint_every = 5\n"
-                      "[sparse]\ntokens = \"64k\"\ncontext = 64\nbatch_tokens = 256\nmicro_tokens = 256\ncheckpoint_every = 5\n");
-    ASSERT_EQ(run("tokenizer train text --vocab-size 300 --out tok.json").code, 0);
-    ASSERT_EQ(run("data pack text --tokenizer tok.json --out shards --holdout-every 5").code, 0);
-  }
-
-  fs::path folder = fs::temp_directory_path() / cat("fulgur-cli-", getpid());
-};
 
 TEST_F(Program, HelpOfEveryCommandHasAnExample) {
   for (std::string command :
@@ -148,63 +93,6 @@ TEST_F(Program, TokenizerSpeaksJsonLines) {
   auto decoded = run("tokenizer decode --tokenizer tok.json", first.dump() + "\n");
   EXPECT_EQ(Json::parse(decoded.out)["text"], "line 3 says");
   EXPECT_NE(encoded.out.find("\"id\":8,\"error\""), std::string::npos) << encoded.out;
-}
-
-TEST_F(Program, KilledAtAnyTimeTheSameRunGoesOnToTheSameWeights) {
-  make_data();
-  auto train = [&](const std::string& out, bool resume) {
-    return cat("train pretrain tiny.toml --data shards --out ", out, " --tokens 16128", resume ? " --resume" : "");
-  };
-  ASSERT_EQ(run(train("whole", false)).code, 0);
-  auto weights = [&](const std::string& out) {
-    return read_file(folder / out / "checkpoints/pretrain-00000063/model.safetensors");
-  };
-  for (int delay_ms : {350, 700}) {
-    auto out = cat("killed-", delay_ms);
-    bool finished = false;
-    int kills = 0;
-    for (int attempt = 0; attempt < 30 && !finished; ++attempt) {
-      pid_t child = fork();
-      if (child == 0) {
-        [[maybe_unused]] int moved = chdir(folder.c_str());
-        freopen("/dev/null", "w", stderr), freopen("/dev/null", "w", stdout);
-        execl("/bin/sh", "sh", "-c", cat("exec '" FULGUR_BINARY "' ", train(out, attempt > 0)).c_str(), nullptr);
-        _exit(127);
-      }
-      auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(delay_ms + 40 * attempt);
-      int status = 0;
-      while (waitpid(child, &status, WNOHANG) == 0) {
-        if (std::chrono::steady_clock::now() > until) {
-          kill(child, SIGKILL), waitpid(child, &status, 0), ++kills;
-          break;
-        }
-        std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      }
-      finished = WIFEXITED(status) && WEXITSTATUS(status) == 0;
-    }
-    ASSERT_TRUE(finished);
-    EXPECT_GT(kills, 0);
-    EXPECT_EQ(weights(out), weights("whole"));
-  }
-  // Every step once in the metrics, whatever happened.
-  std::ifstream metrics(folder / "killed-350/metrics.jsonl");
-  int64_t expected = 0;
-  for (std::string line; std::getline(metrics, line);) EXPECT_EQ(Json::parse(line)["step"], expected++);
-  EXPECT_EQ(expected, 63);
-}
-
-TEST_F(Program, CtrlCWritesACheckpointAndSaysHowToGoOn) {
-  make_data();
-  auto said = run("train pretrain tiny.toml --data shards --out r & child=$!; sleep 1.5; kill -INT $child; wait $child");
-  EXPECT_EQ(said.code, 130) << said.out;
-  EXPECT_NE(said.out.find("--resume goes on"), std::string::npos) << said.out;
-  EXPECT_FALSE(fs::is_empty(folder / "r/checkpoints"));
-  auto refused = run("train pretrain tiny.toml --data shards --out r");
-  EXPECT_EQ(refused.code, 1);
-  EXPECT_NE(refused.out.find("--resume"), std::string::npos) << refused.out;
-  auto other = run("train pretrain tiny.toml --data shards --out r --resume --lr 1e-4");
-  EXPECT_EQ(other.code, 1);
-  EXPECT_NE(other.out.find("another --out"), std::string::npos) << other.out;
 }
 
 TEST_F(Program, ADamagedShardIsNamed) {

@@ -1,3 +1,4 @@
+#include <commit.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -9,10 +10,14 @@
 #include "fulgur/base/threads.h"
 #include "fulgur/cli/cli.h"
 #include "fulgur/ops/isa.h"
+#include "fulgur/train/trainer.h"
 
 namespace fulgur::cli {
 
-std::atomic<bool> g_stop{false};
+std::atomic<int> g_stop{0};
+
+// Another rank's signal stops this one too.
+int stop_code() { return 128 + (g_stop ? g_stop.load() : SIGINT); }
 
 double parse_count(const std::string& text, const std::string& flag) {
   char* end = nullptr;
@@ -43,16 +48,16 @@ Json machine_json() {
   return {{"host", host},
           {"cpu", cpu},
           {"threads", threads()},
-          {"isa", isa_name(isa())},
+          {"numeric_path", numeric_path()},
           {"fulgur", FULGUR_VERSION},
-          {"torch", FULGUR_TORCH_VERSION},
+          {"commit", FULGUR_COMMIT},
           {"compiler", __VERSION__}};
 }
 
 namespace {
 
-void on_signal(int) {
-  if (g_stop.exchange(true)) _exit(kStopped);
+void on_signal(int signal) {
+  if (g_stop.exchange(signal)) _exit(128 + signal);
   static const char text[] = "\nfulgur: stopping behind this step (once more: at once)\n";
   [[maybe_unused]] auto written = write(2, text, sizeof text - 1);
 }
@@ -67,17 +72,16 @@ int report_error(const std::string& what, int code) {
 int run(int argc, char** argv) {
   CLI::App app("DeepSeek-V3.2 as software: trains, evaluates and runs models with DeepSeek Sparse Attention.", "fulgur");
   Common common;
-  int thread_count = 0;
   std::string isa_name;
   app.set_version_flag("--version", std::string("fulgur " FULGUR_VERSION));
   app.add_flag("--json", common.json, "Print results as one JSON object");
-  app.add_option("--threads", thread_count, "Threads (default: the cores this process may use)")->check(CLI::Range(1, 1024));
+  app.add_option("--threads", common.threads, "Threads (default: the cores this process may use)")->check(CLI::Range(1, 1024));
   app.add_option("--isa", isa_name, "Instruction set: portable, avx2, avx512 (default: the best this CPU has)");
   app.require_subcommand(1);
   app.fallthrough();
   app.footer("Example:\n  fulgur speedrun --out runs/first\nEvery command has --help with an example.");
   app.parse_complete_callback([&] {
-    if (thread_count > 0) set_threads(thread_count);
+    if (common.threads > 0) set_threads(common.threads);
     if (!isa_name.empty()) set_isa(isa_name);
   });
   for (auto add : {add_speedrun, add_tokenizer, add_data, add_train, add_forward, add_generate, add_inspect, add_eval, add_report,
@@ -89,6 +93,7 @@ int run(int argc, char** argv) {
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);  // a quota on file sizes is an error of write(), like a full disk
   try {
     app.parse(argc, argv);
     return common.exit_code;
@@ -113,7 +118,8 @@ int run(int argc, char** argv) {
 int main(int argc, char** argv) {
   if (!getenv("GOMP_SPINCOUNT") && !getenv("OMP_WAIT_POLICY")) {
     setenv("GOMP_SPINCOUNT", "5000", 1);
-    execv("/proc/self/exe", argv);  // on failure: go on as we are
+    setenv("TORCH_CPP_LOG_LEVEL", "FATAL", 0);  // c10d's warnings and stacks: errors are said in our own words
+    execv("/proc/self/exe", argv);              // on failure: go on as we are
   }
   return fulgur::cli::run(argc, argv);
 }

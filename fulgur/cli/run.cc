@@ -23,22 +23,55 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kEvalTokens = 200000;  // more than the speedrun holds out, so that every context reads the same text
 
-Run::Run(fs::path given, const Recipe& given_recipe) : folder(std::move(given)), data(folder / "data"), recipe(given_recipe) {
+namespace {
+
+// The model of a run: the recipe's, or that of `init` with the recipe's [model] keys in place of its own.
+Json model_of(const Recipe& recipe, const fs::path& init) {
+  if (init.empty()) return config_json(model_config(recipe));
+  Json json = read_json(init / "config.json");
+  for (const auto& [key, value] : recipe.model.items()) json[key] = value;
+  return config_json(parse_config(json, cat((init / "config.json").string(), " with the recipe's [model]")));
+}
+
+// Whether a field of the recipe, "/pretrain/keep_last", must be what the run was begun with. Fields that only say how a run
+// is watched may differ from call to call, and so may those of other stages than `stage`.
+bool binds(const std::string& path, const std::string& stage) {
+  auto section = path.substr(1, path.find('/', 1) - 1), key = path.substr(path.rfind('/') + 1);
+  bool of_stage = section == "pretrain" || section == "warmup" || section == "sparse";
+  return !of_stage || (changes_result(key) && (stage.empty() || stage == section));
+}
+
+}  // namespace
+
+Run::Run(fs::path given, const Recipe& given_recipe, ProcessGroup& group, const RunOptions& options)
+    : folder(std::move(given)),
+      data(folder / "data"),
+      recipe(given_recipe),
+      group_(group),
+      options_(options),
+      config_(model_of(recipe, options.init.empty() ? options.init : find_model(options.init))) {
   auto path = folder / "run.json";
   if (fs::exists(path)) {
     record_ = read_json(path);
     Json now = recipe_json(recipe).flatten(), then = record_.value("recipe", Json::object()).flatten();
     for (const auto& [key, value] : now.items())
-      FULGUR_CHECK(then.contains(key) && then[key] == value, "[run] ", path.string(), ": recipe", key, ": expected ",
-                   then.contains(key) ? then[key].dump() : "nothing", " as this run was begun with, got ", value.dump(),
-                   "\n  hint: give another --out, or the same recipe and flags to go on");
+      FULGUR_CHECK(options_.force || !binds(key, options_.stage) || (then.contains(key) && then[key] == value), "[run] ",
+                   path.string(), ": recipe", key, ": expected ", then.contains(key) ? then[key].dump() : "nothing",
+                   " as this run was begun with, got ", value.dump(),
+                   "\n  hint: give another --out, or the same recipe and flags to go on; --force goes on anyhow");
+    const Json sections = recipe_json(recipe);
+    for (const auto& [key, value] : sections.items())
+      if (options_.stage.empty() || options_.stage == key || options_.force) record_["recipe"][key] = value;
+    config_ = record_.value("model", config_);
     return;
   }
+  if (!group_.leads()) return;
   fs::create_directories(data);
   record_ = {{"recipe", recipe_json(recipe)},
-             {"model", config_json(model_config(recipe))},
+             {"model", config_},
              {"machine", machine_json()},
-             {"steps", Json::object()}};
+             {"steps", Json::object()},
+             {"starts", Json::array()}};
   save();
 }
 
@@ -109,20 +142,26 @@ void Run::pack() {
 fs::path Run::initial_model() {
   auto init = folder / "checkpoints" / "init-00000000";
   if (!fs::exists(init / "config.json")) {
-    auto config = model_config(recipe);
+    auto config = parse_config(config_, "recipe [model]");
     fs::create_directories(init.parent_path());
     Transformer model(config, init_weights(config, recipe.seed));
-    save_checkpoint(init, model, nullptr, data / "tokenizer.json", {"init", 0, Json::object()});
+    save_checkpoint(init, model, nullptr, data / "tokenizer.json", {.stage = "init"});
   }
   return init;
 }
 
-bool Run::train(const std::string& stage, const fs::path& start) {
+bool Run::train(const std::string& stage) {
   if (g_stop) return false;
-  fs::path model = start;
-  if (model.empty())
-    model = stage == "pretrain" ? initial_model() : find_model(folder, stage == "warmup" ? "pretrain" : "warmup");
-  auto result = train_stage(effective_stage(recipe, stage), {.run = folder, .data = data, .model = model, .stop = &g_stop});
+  fs::path model = options_.init;
+  if (group_.leads()) {
+    if (model.empty())
+      model = stage == "pretrain" ? initial_model() : find_model(folder, stage == "warmup" ? "pretrain" : "warmup");
+    record_["starts"].push_back({{"stage", stage}, {"processes", group_.size()}, {"machine", machine_json()}});
+    save();
+  }
+  auto result = train_stage(
+      effective_stage(recipe, stage),
+      {.run = folder, .data = data, .model = model, .config = config_, .stop = &g_stop, .force = options_.force}, group_);
   return result.finished;
 }
 

@@ -8,15 +8,22 @@
 
 namespace fulgur::cli {
 
+struct RunOptions {
+  std::filesystem::path
+      init;            // a model to start from in place of fresh weights; the recipe's [model] keys change its config.json
+  bool force = false;  // go on with another recipe, or from a checkpoint of other settings
+  std::string stage;   // the one stage this call trains, whose settings must agree; empty: all
+};
+
 struct Run {
   // Opens or makes the directory. Throws InputError when run.json was written by another recipe.
-  Run(std::filesystem::path folder, const Recipe& recipe);
+  Run(std::filesystem::path folder, const Recipe& recipe, ProcessGroup& group, const RunOptions& options = {});
 
   void text();       // fetched or the user's own -> text path
   void tokenizer();  // -> data/tokenizer.json
   void pack();       // -> data/*.bin
-  // Starts from the newest checkpoint of the stage before, or from fresh weights. False when stopped by a signal.
-  bool train(const std::string& stage, const std::filesystem::path& start = {});
+  // Starts from `init`, the newest checkpoint of the stage before, or fresh weights. False when stopped by a signal.
+  bool train(const std::string& stage);
   void evaluate();  // -> eval.json, samples/
   void report();    // -> report.html
 
@@ -29,6 +36,9 @@ struct Run {
   std::filesystem::path initial_model();
   std::filesystem::path text_path() const;
   void save();
+  ProcessGroup& group_;  // its leader alone writes
+  RunOptions options_;
+  Json config_;  // of the model this run makes
   Json record_;
 };
 

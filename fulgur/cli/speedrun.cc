@@ -69,15 +69,16 @@ int speedrun(const Options& options, bool json) {
     FULGUR_CHECK(fs::exists(options.text), "[speedrun] --data ", options.text, ": expected a file or folder, got nothing there");
     recipe.text = fs::canonical(options.text).string();
   }
-  Run run(options.out, recipe);
+  ProcessGroup alone;
+  Run run(options.out, recipe, alone);
   run.text(), run.tokenizer(), run.pack();
   for (std::string stage : {"pretrain", "warmup", "sparse"})
     if (!run.train(stage)) {
       std::fprintf(stderr, "stopped; the same command goes on from here\n");
-      return kStopped;
+      return stop_code();
     }
   run.evaluate(), run.report();
-  if (g_stop) return kStopped;
+  if (g_stop) return stop_code();
   auto figures = summary(options.out);
   write_file_atomic(fs::path(options.out) / "summary.json", figures.dump(2) + "\n");
   if (json) {

@@ -1,16 +1,22 @@
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <map>
+#include <optional>
 
 #include "fulgur/base/error.h"
+#include "fulgur/base/threads.h"
 #include "fulgur/cli/run.h"
+#include "fulgur/train/checkpoint_files.h"
 
 namespace fulgur::cli {
 namespace fs = std::filesystem;
 namespace {
 
 struct Options {
-  std::string recipe, out, data, model;
-  bool resume = false;
+  std::string recipe, out, data, init;
+  bool resume = false, force = false;
+  double silence_seconds = 10, meet_seconds = 120;
   std::map<std::string, std::string> flags;  // of StageConfig, as typed
 };
 
@@ -30,26 +36,40 @@ std::string flag_name(std::string key) {
   return "--" + key;
 }
 
-int train(const std::string& stage, const Options& options, bool json) {
+bool train_in_group(const std::string& stage, const Options& options, ProcessGroup& group) {
   Recipe recipe = read_recipe(options.recipe);
   visit_stage(recipe.stage(stage), [&](const char* key, auto& field) {
     if (auto found = options.flags.find(key); found != options.flags.end()) set_field(flag_name(key), found->second, field);
   });
   if (auto seed = options.flags.find("seed"); seed != options.flags.end()) recipe.seed = recipe.stage(stage).seed;
-  auto checkpoints = fs::path(options.out) / "checkpoints";
-  bool begun = false;
-  if (fs::is_directory(checkpoints))
-    for (const auto& entry : fs::directory_iterator(checkpoints))
-      begun |= entry.path().filename().string().rfind(stage + "-", 0) == 0;
-  if (begun && !options.resume)
+  if (has_checkpoints(options.out, stage) && !options.resume)
     throw InputError(cat("[train] ", options.out, ": expected a run without a ", stage, " stage, got one that has begun"),
                      "--resume goes on with it; or give another --out");
-  Run run(options.out, recipe);
-  if (!options.data.empty()) run.data = options.data;
-  bool finished = run.train(stage, options.model);
-  if (json) std::printf("%s\n", Json{{"stage", stage}, {"run", options.out}, {"finished", finished}}.dump().c_str());
+  std::optional<Run> run;
+  auto open = [&] { run.emplace(options.out, recipe, group, RunOptions{options.init, options.force, stage}); };
+  if (group.leads()) open();
+  group.barrier();  // the leader has made the directory
+  if (!group.leads()) open();
+  if (!options.data.empty()) run->data = options.data;
+  return run->train(stage);
+}
+
+int train(const std::string& stage, const Options& options, const Common& common) {
+  auto launch = read_launch([](const char* name) -> const char* { return std::getenv(name); });
+  if (common.threads == 0 && launch.local_size > 1) set_threads(std::max(1, threads() / launch.local_size));
+  ProcessGroup group(launch, options.silence_seconds, options.meet_seconds);
+  bool finished = false;
+  try {
+    finished = train_in_group(stage, options, group);
+  } catch (const std::exception& error) {
+    std::string what = error.what();
+    group.leave(what.substr(0, what.find('\n')));
+    throw;
+  }
+  if (!group.leads()) return finished ? 0 : stop_code();
+  if (common.json) std::printf("%s\n", Json{{"stage", stage}, {"run", options.out}, {"finished", finished}}.dump().c_str());
   else std::printf("%s: %s\n", options.out.c_str(), finished ? cat(stage, " finished").c_str() : "stopped; --resume goes on");
-  return finished ? 0 : kStopped;
+  return finished ? 0 : stop_code();
 }
 
 void add_stage(CLI::App& train_command, Common& common, const std::string& stage, const std::string& text) {
@@ -58,10 +78,17 @@ void add_stage(CLI::App& train_command, Common& common, const std::string& stage
   command->add_option("recipe", options->recipe, "Recipe, a TOML file")->required();
   command->add_option("--out", options->out, "Run directory")->required();
   command->add_option("--data", options->data, "Folder of token shards with tokenizer.json (default: RUN/data)");
-  command->add_option("--model", options->model,
-                      stage == "pretrain" ? "Start from this model (default: fresh weights)"
+  command->add_option("--init", options->init,
+                      stage == "pretrain" ? "Start from this model, with the recipe's [model] keys (default: fresh weights)"
                                           : "Start from this model (default: the stage before, of the run)");
-  command->add_flag("--resume", options->resume, "Go on from the stage's newest checkpoint");
+  command->add_flag("--resume", options->resume, "Go on from the stage's newest whole checkpoint, where there is one");
+  command->add_flag("--force", options->force, "Go on from a checkpoint of other settings, data or numeric path");
+  command->add_option("--silence", options->silence_seconds, "With many processes: seconds until a silent one counts as dead")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command->add_option("--meet", options->meet_seconds, "With many processes: seconds to wait for all of them")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   StageConfig defaults;
   visit_stage(defaults, [&](const char* key, const auto& value) {
     std::string name = key;
@@ -69,8 +96,10 @@ void add_stage(CLI::App& train_command, Common& common, const std::string& stage
         flag_name(key), [options, name](const std::string& typed) { options->flags[name] = typed; },
         cat("Instead of the recipe's ", stage, ".", key, " (default ", value, ")"));
   });
-  command->footer(cat("Example:\n  fulgur train ", stage, " recipes/speedrun.toml --out runs/a --data shards --tokens 1M"));
-  command->callback([=, &common] { common.exit_code = train(stage, *options, common.json); });
+  command->footer(cat("Example:\n  fulgur train ", stage, " recipes/speedrun.toml --out runs/a --data shards --tokens 1M\n",
+                      "Two processes:\n  torchrun --nproc-per-node 2 --no-python fulgur train ", stage,
+                      " recipes/speedrun.toml --out runs/a --data shards --micro-tokens 2048 --resume"));
+  command->callback([=, &common] { common.exit_code = train(stage, *options, common); });
 }
 
 }  // namespace

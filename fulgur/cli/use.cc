@@ -4,6 +4,7 @@
 #include "fulgur/base/error.h"
 #include "fulgur/base/progress.h"
 #include "fulgur/cli/cli.h"
+#include "fulgur/eval/compare.h"
 #include "fulgur/eval/evaluate.h"
 #include "fulgur/eval/generate.h"
 #include "fulgur/eval/report.h"
@@ -15,7 +16,8 @@ namespace fulgur::cli {
 namespace {
 
 struct Options {
-  std::string model, prompt, attention = "sparse", dtype = "f32", data, run;
+  std::string model, prompt, attention = "sparse", dtype = "f32", data, out;
+  std::vector<std::filesystem::path> runs;
   std::vector<std::string> forms{"dense", "sparse", "window"};
   std::vector<int64_t> contexts;
   GenerateOptions generate;
@@ -47,7 +49,7 @@ void generate_command(Options o, Common& common) {
   if (common.json)
     std::printf("%s\n", Json{{"prompt", o.prompt}, {"text", text}, {"ids", made}, {"seconds", seconds}}.dump().c_str());
   else std::printf("\n"), std::fprintf(stderr, "%zu tokens, %.0f tokens/s\n", made.size(), double(made.size()) / seconds);
-  if (g_stop) common.exit_code = kStopped;
+  if (g_stop) common.exit_code = stop_code();
 }
 
 void inspect_command(const Options& o, bool json) {
@@ -82,9 +84,13 @@ void perplexity_command(const Options& o, bool json) {
   auto results = evaluate_perplexity(model, data, forms, contexts, o.tokens, type_of(o.dtype));
   if (json) return void(std::printf("%s\n", Json{{"model", folder.string()}, {"perplexity", results}}.dump().c_str()));
   std::printf("%-8s %8s %10s %14s %12s\n", "form", "context", "tokens", "bits per byte", "tokens/s");
-  for (const auto& r : results)
+  for (const auto& r : results) {
     std::printf("%-8s %8lld %10lld %14.4f %12.0f\n", r["form"].get<std::string>().c_str(), r["context"].get<long long>(),
                 r["tokens"].get<long long>(), r["bits_per_byte"].get<double>(), r["tokens_per_second"].get<double>());
+    for (const auto& range : r["by_position"])
+      std::printf("  positions %6lld - %6lld %5lld %14.4f\n", range["first"].get<long long>(), range["last"].get<long long>() - 1,
+                  range["tokens"].get<long long>(), range["bits_per_byte"].get<double>());
+  }
 }
 
 }  // namespace
@@ -138,12 +144,17 @@ void add_eval(CLI::App& app, Common& common) {
 
 void add_report(CLI::App& app, Common& common) {
   auto o = std::make_shared<Options>();
-  auto* command = app.add_subcommand("report", "The HTML report again, from a run's records");
-  command->add_option("run", o->run, "Run directory")->required();
-  command->footer("Example:\n  fulgur report runs/speedrun");
+  auto* command = app.add_subcommand("report", "The HTML report again, from a run's records; of several runs, a comparison");
+  command->add_option("runs", o->runs, "Run directory; with two to six, they are compared with the first")
+      ->required()
+      ->expected(1, 6);
+  command->add_option("--out", o->out, "Where the page goes (default: report.html, compare.html in the first run's directory)");
+  command->footer("Example:\n  fulgur report runs/speedrun\n  fulgur report runs/before runs/after");
   command->callback([=, &common] {
-    auto path = write_report(o->run);
-    std::printf("%s\n", common.json ? Json{{"report", path.string()}}.dump().c_str() : path.c_str());
+    Json said = o->runs.size() > 1 ? compare_runs(o->runs, o->out) : Json{{"report", write_report(o->runs[0], o->out).string()}};
+    if (common.json) return void(std::printf("%s\n", said.dump(-1, ' ', false, Json::error_handler_t::replace).c_str()));
+    if (o->runs.size() > 1) std::printf("%s\n", comparison_text(said).c_str());
+    std::printf("%s\n", said["report"].get<std::string>().c_str());
   });
 }
 

@@ -20,12 +20,17 @@ Json evaluate_perplexity(const Transformer& model, const std::filesystem::path& 
   for (int64_t context : contexts)
     for (auto form : forms) {
       auto p = perplexity(model, shards, tokenizer, form, context, tokens, type);
+      Json by_position = Json::array();
+      for (const auto& range : p.by_position)
+        by_position.push_back(
+            {{"first", range.first}, {"last", range.last}, {"tokens", range.tokens}, {"bits_per_byte", range.bits_per_byte}});
       out.push_back({{"form", form_name(form)},
                      {"context", context},
                      {"tokens", p.tokens},
                      {"nll", p.nll},
                      {"bits_per_byte", p.bits_per_byte},
-                     {"tokens_per_second", p.tokens_per_second}});
+                     {"tokens_per_second", p.tokens_per_second},
+                     {"by_position", by_position}});
     }
   return out;
 }

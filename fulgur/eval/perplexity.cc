@@ -17,13 +17,44 @@ const char* form_name(EvalForm form) {
   return form == EvalForm::dense ? "dense" : form == EvalForm::sparse ? "sparse" : "window";
 }
 
+namespace {
+
+// Adds up NLL and bytes in ranges of positions that double: [0, 128), [128, 256), [256, 512), ...
+class ByPosition {
+ public:
+  void add(int64_t position, double nll, int64_t bytes) {
+    size_t range = 0;
+    for (int64_t p = position / kFirst; p > 0; p /= 2) ++range;
+    if (sums_.size() <= range) sums_.resize(range + 1);
+    ++sums_[range].tokens, sums_[range].nll += nll, sums_[range].bytes += bytes;
+  }
+  std::vector<PositionLoss> take() const {
+    std::vector<PositionLoss> out;
+    for (size_t i = 0; i < sums_.size(); ++i)
+      out.push_back({i == 0 ? 0 : kFirst << (i - 1), kFirst << i, sums_[i].tokens,
+                     sums_[i].nll / std::log(2.0) / double(std::max<int64_t>(1, sums_[i].bytes))});
+    return out;
+  }
+
+ private:
+  static constexpr int64_t kFirst = 128;
+  struct Sum {
+    int64_t tokens = 0, bytes = 0;
+    double nll = 0;
+  };
+  std::vector<Sum> sums_;
+};
+
+}  // namespace
+
 Perplexity perplexity(const Transformer& model, const TokenShards& shards, const Tokenizer& tokenizer, EvalForm form,
                       int64_t context, int64_t tokens, at::ScalarType type) {
   c10::AutoGradMode no_grad(false);
   Batches batches(shards, context, /*seed=*/0);
   int64_t micro = std::max<int64_t>(1, 4096 / context), text_bytes = 0;
   int64_t sequences = std::clamp<int64_t>(tokens / context, 1, batches.sequences_per_epoch());
-  Perplexity out{form, context, 0, 0, 0, 0};
+  Perplexity out{form, context, 0, 0, 0, 0, {}};
+  ByPosition by_position;
   double nll = 0;
   auto start = std::chrono::steady_clock::now();
   for (int64_t first = 0; first < sequences; first += micro) {
@@ -35,14 +66,21 @@ Perplexity perplexity(const Transformer& model, const TokenShards& shards, const
       options.replay = &window;
     }
     auto hidden = model.forward(b.batch, options);
-    nll -= ops::log_prob(hidden, model.weights().lm_head, b.next_N).sum(at::kDouble).item<double>();
-    const int* target = b.next_N.const_data_ptr<int>();
-    for (int64_t i = 0; i < b.next_N.size(0); ++i)
-      if (target[i] >= 0) ++out.tokens, text_bytes += tokenizer.byte_length(target[i]);
+    auto log_prob_N = ops::log_prob(hidden, model.weights().lm_head, b.next_N);
+    nll -= log_prob_N.sum(at::kDouble).item<double>();
+    const int *target = b.next_N.const_data_ptr<int>(), *position = b.batch.positions_N.const_data_ptr<int>();
+    const float* log_prob = log_prob_N.const_data_ptr<float>();
+    for (int64_t i = 0; i < b.next_N.size(0); ++i) {
+      if (target[i] < 0) continue;
+      int64_t bytes = tokenizer.byte_length(target[i]);
+      ++out.tokens, text_bytes += bytes;
+      by_position.add(position[i], -log_prob[i], bytes);
+    }
   }
   out.nll = nll / double(std::max<int64_t>(1, out.tokens));
   out.bits_per_byte = nll / std::log(2.0) / double(std::max<int64_t>(1, text_bytes));
   out.tokens_per_second = double(out.tokens) / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  out.by_position = by_position.take();
   return out;
 }
 

@@ -13,6 +13,12 @@ namespace fulgur {
 enum class EvalForm { dense, sparse, window };
 const char* form_name(EvalForm form);
 
+// What tokens at positions [first, last) of their document cost.
+struct PositionLoss {
+  int64_t first, last, tokens = 0;
+  double bits_per_byte = 0;
+};
+
 struct Perplexity {
   EvalForm form;
   int64_t context = 0;
@@ -20,6 +26,7 @@ struct Perplexity {
   double nll = 0;      // nats a token
   double bits_per_byte = 0;
   double tokens_per_second = 0;
+  std::vector<PositionLoss> by_position;  // 0-127, 128-255, 256-511, ... up to the context
 };
 
 // Reads up to `tokens` of the shards in sequences of `context`, the same ones for every form.

@@ -2,17 +2,17 @@
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/file.h"
-#include "fulgur/base/json.h"
 #include "fulgur/train/metrics.h"
 
 // Put into the program by report_assets.S.
-extern "C" const char fulgur_report_html[], fulgur_report_html_end[], fulgur_chart_js[], fulgur_chart_js_end[];
+extern "C" const char fulgur_report_html[], fulgur_report_html_end[], fulgur_report_common[], fulgur_report_common_end[],
+    fulgur_chart_js[], fulgur_chart_js_end[];
 
 namespace fulgur {
 namespace fs = std::filesystem;
 namespace {
 
-void replace(std::string& text, const std::string& mark, const std::string& with) {
+void replace(std::string& text, std::string_view mark, std::string_view with) {
   auto at = text.find(mark);
   if (at != std::string::npos) text.replace(at, mark.size(), with);
 }
@@ -27,39 +27,59 @@ std::string script_json(const Json& json) {
   return out;
 }
 
-// At most about `points` lines a stage, evenly spaced; lines with a probe always stay. "weight": steps a line stands for.
+}  // namespace
+
+const std::vector<Json>& RunRecords::lines(const std::string& stage) const {
+  static const std::vector<Json> none;
+  auto found = stages.find(stage);
+  return found == stages.end() ? none : found->second;
+}
+
+RunRecords read_run(const fs::path& run) {
+  FULGUR_CHECK(fs::exists(run / "run.json"), "[report] ", run.string(), ": expected a run directory with run.json, got none",
+               "\n  hint: give the --out folder of `fulgur speedrun` or `fulgur train`");
+  RunRecords out{.name = "", .path = run, .record = read_json(run / "run.json"), .eval = Json(), .stages = {}};
+  FULGUR_CHECK(out.record.is_object(), "[report] ", (run / "run.json").string(), ": expected an object, got ",
+               out.record.type_name());
+  auto full = fs::absolute(run).lexically_normal();
+  out.name = (full.has_filename() ? full : full.parent_path()).filename().string();
+  if (fs::exists(run / "eval.json")) out.eval = read_json(run / "eval.json");
+  for (auto& line : read_metrics(run / "metrics.jsonl")) out.stages[line["stage"].get<std::string>()].push_back(line);
+  return out;
+}
+
 Json thinned(const std::vector<Json>& lines, size_t points) {
-  std::map<std::string, size_t> total, seen;
-  std::map<std::string, double> skipped;
-  for (const auto& line : lines) ++total[line.value("stage", "")];
   Json out = Json::array();
-  for (const auto& line : lines) {
-    auto stage = line.value("stage", "");
-    size_t i = seen[stage]++, n = total[stage];
-    skipped[stage] += 1;
-    bool keep = i * points / n != (i + 1) * points / n || n <= points || i + 1 == n || line.contains("probe");
+  size_t n = lines.size(), stands_for = 0;
+  for (size_t i = 0; i < n; ++i) {
+    ++stands_for;
+    bool keep = i * points / n != (i + 1) * points / n || n <= points || i + 1 == n || lines[i].contains("probe");
     if (!keep) continue;
-    out.push_back(line);
-    out.back()["weight"] = skipped[stage];
-    skipped[stage] = 0;
+    out.push_back(lines[i]);
+    out.back()["weight"] = stands_for;
+    stands_for = 0;
   }
   return out;
 }
 
-}  // namespace
+std::string filled_page(std::string_view page, const Json& data) {
+  std::string out(page);
+  replace(out, "<!--COMMON-->", {fulgur_report_common, fulgur_report_common_end});
+  replace(out, "/*CHART*/", {fulgur_chart_js, fulgur_chart_js_end});
+  replace(out, "\"DATA\"", script_json(data));
+  return out;
+}
 
-fs::path write_report(const fs::path& run) {
-  FULGUR_CHECK(fs::exists(run / "run.json"), "[report] ", run.string(), ": expected a run directory with run.json, got none",
-               "\n  hint: give the --out folder of `fulgur speedrun` or `fulgur train`");
-  Json data = {{"run", read_json(run / "run.json")}, {"metrics", thinned(read_metrics(run / "metrics.jsonl"), 300)}};
-  data["run"]["name"] = fs::absolute(run).lexically_normal().filename().string();
-  if (fs::exists(run / "eval.json")) data["eval"] = read_json(run / "eval.json");
-  std::string page(fulgur_report_html, fulgur_report_html_end);
-  replace(page, "/*CHART*/", std::string(fulgur_chart_js, fulgur_chart_js_end));
-  replace(page, "\"DATA\"", script_json(data));
-  auto path = run / "report.html";
-  write_file_atomic(path, page);
-  return path;
+fs::path write_report(const fs::path& run, fs::path out) {
+  auto records = read_run(run);
+  Json data = {{"run", records.record}, {"metrics", Json::array()}};
+  data["run"]["name"] = records.name;
+  for (const auto& [stage, lines] : records.stages)
+    for (const auto& line : thinned(lines, 300)) data["metrics"].push_back(line);
+  if (!records.eval.is_null()) data["eval"] = records.eval;
+  if (out.empty()) out = run / "report.html";
+  write_file_atomic(out, filled_page({fulgur_report_html, fulgur_report_html_end}, data));
+  return out;
 }
 
 }  // namespace fulgur

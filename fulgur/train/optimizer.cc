@@ -28,8 +28,9 @@ double Optimizer::norm(bool indexer) const {
   return std::sqrt(total);
 }
 
-Optimizer::Norms Optimizer::step(int64_t step) {
-  Norms norms{norm(false), norm(true)};
+Optimizer::Norms Optimizer::norms() const { return {norm(false), norm(true)}; }
+
+void Optimizer::step(int64_t step, const Norms& norms) {
   double share = schedule_share(config_, step);
   auto scale = [&](double norm) { return norm > config_.clip ? config_.clip / norm : 1.0; };
   for (auto& [parameter, m, v] : entries_) {
@@ -44,9 +45,31 @@ Optimizer::Norms Optimizer::step(int64_t step) {
                 .weight_decay = parameter.decayed() ? config_.weight_decay : 0,
                 .step = step + 1,
                 .grad_scale = scale(indexer ? norms.indexer : norms.model)});
-    parameter.tensor->mutable_grad() = at::Tensor();
   }
-  return norms;
+  discard();
+}
+
+void Optimizer::discard() {
+  for (auto& entry : entries_) entry.parameter.tensor->mutable_grad() = at::Tensor();
+}
+
+std::string Optimizer::largest_gradient() const {
+  std::string name;
+  double largest = -1;
+  for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {  // backward: the first a gradient reaches
+    const auto& grad = entry->parameter.tensor->grad();
+    if (!grad.defined()) continue;
+    double squares = ops::sum_of_squares(grad.contiguous());
+    if (!std::isfinite(squares)) return entry->parameter.name;
+    if (squares > largest) largest = squares, name = entry->parameter.name;
+  }
+  return name;
+}
+
+std::vector<at::Tensor*> Optimizer::trained() const {
+  std::vector<at::Tensor*> out;
+  for (const auto& entry : entries_) out.push_back(entry.parameter.tensor);
+  return out;
 }
 
 std::map<std::string, at::Tensor> Optimizer::state() const {

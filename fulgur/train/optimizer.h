@@ -18,8 +18,14 @@ class Optimizer {
   struct Norms {
     double model = 0, indexer = 0;  // before clipping
   };
+  Norms norms() const;  // of the accumulated gradients
   // One step from the accumulated gradients, which are cleared. `step` counts from 0.
-  Norms step(int64_t step);
+  void step(int64_t step, const Norms& norms);
+  void discard();  // the gradients, as if the step had not been
+  // The parameter with the largest gradient, one that is not finite before all others: where a bad step shows.
+  std::string largest_gradient() const;
+
+  std::vector<at::Tensor*> trained() const;  // in a fixed order
 
   // Moments by "m.<parameter>" and "v.<parameter>".
   std::map<std::string, at::Tensor> state() const;

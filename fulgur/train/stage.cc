@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "fulgur/base/error.h"
 
@@ -27,6 +28,12 @@ double schedule_share(const StageConfig& c, int64_t step) {
   throw InputError(cat("[stage] schedule: expected constant, cosine, wsd or linear, got ", c.schedule));
 }
 
+bool changes_result(const std::string& key) {
+  static const std::set<std::string> watching{"checkpoint_every", "keep_last",   "keep_best", "valid_sequences",
+                                              "probe_every",      "on_bad_step", "spike",     "hang_seconds"};
+  return !watching.contains(key);
+}
+
 void validate(const StageConfig& c) {
   auto positive = [](const char* key, double value) {
     FULGUR_CHECK(value > 0 && std::isfinite(value), "[stage] ", key, ": expected a positive number, got ", value);
@@ -39,11 +46,16 @@ void validate(const StageConfig& c) {
   };
   positive("tokens", double(c.tokens)), positive("context", double(c.context)), positive("lr", c.lr);
   positive("indexer_lr", c.indexer_lr), positive("eps", c.eps), positive("clip", c.clip);
-  positive("checkpoint_every", double(c.checkpoint_every));
+  positive("checkpoint_every", double(c.checkpoint_every)), positive("keep_last", double(c.keep_last));
   share("decay_share", c.decay_share), share("final_lr", c.final_lr), share("beta1", c.beta1), share("beta2", c.beta2);
   not_negative("warmup_steps", double(c.warmup_steps)), not_negative("weight_decay", c.weight_decay);
   not_negative("mtp_weight", c.mtp_weight), not_negative("balance_weight", c.balance_weight);
   not_negative("bias_speed", c.bias_speed), not_negative("probe_every", double(c.probe_every));
+  not_negative("keep_best", double(c.keep_best)), not_negative("valid_sequences", double(c.valid_sequences));
+  not_negative("hang_seconds", c.hang_seconds);
+  FULGUR_CHECK(c.spike == 0 || c.spike > 1, "[stage] spike: expected 0 or a factor above 1, got ", c.spike);
+  FULGUR_CHECK(c.on_bad_step == "stop" || c.on_bad_step == "skip", "[stage] on_bad_step: expected stop or skip, got ",
+               c.on_bad_step);
   FULGUR_CHECK(c.context >= 4, "[stage] context: expected at least 4 tokens, got ", c.context);
   FULGUR_CHECK(c.micro_tokens > 0 && c.micro_tokens % c.context == 0, "[stage] micro_tokens: expected a multiple of context ",
                c.context, ", got ", c.micro_tokens);

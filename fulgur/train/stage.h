@@ -33,14 +33,24 @@ struct StageConfig {
   double bias_speed = 1e-3;      // auxiliary-loss-free balancing: step of the correction bias
   std::string dtype = "f32";     // f32 | bf16 compute; masters are f32
   uint64_t seed = 1;
-  int64_t checkpoint_every = 200;  // steps; the last step always
-  int64_t probe_every = 50;        // steps between recall and attention-mass probes of one sequence; 0: never
+
+  // How the run is watched and kept: these do not change its result, and may differ when it is resumed.
+  int64_t checkpoint_every = 200;    // steps; the last step always
+  int64_t keep_last = 2;             // checkpoints kept of a stage: the newest,
+  int64_t keep_best = 1;             // and those of lowest held-out loss
+  int64_t valid_sequences = 4;       // held-out sequences whose loss is measured at each checkpoint; 0: none
+  int64_t probe_every = 50;          // steps between recall and attention-mass probes of one sequence; 0: never
+  std::string on_bad_step = "stop";  // stop | skip: what a NaN, an infinity or a loss spike does; 10 in a row always stop
+  double spike = 2;                  // a loss above this many times the median of the last 32 is a spike; 0: none is
+  double hang_seconds = 1800;        // a step that takes longer ends the process; 0: none does
 };
 
 const char* stage_name(StageKind kind);
 int64_t stage_steps(const StageConfig& config);
 // Rate of a 0-based step as a share of the peak. Throws InputError on an unknown schedule.
 double schedule_share(const StageConfig& config, int64_t step);
+// Whether runs that differ in this field differ in their weights (where no step is bad).
+bool changes_result(const std::string& key);
 // One line for every impossible number: [stage] key: expected ..., got ...
 void validate(const StageConfig& config);
 
@@ -68,7 +78,13 @@ void visit_stage(Config& c, const Visit& visit) {
   visit("dtype", c.dtype);
   visit("seed", c.seed);
   visit("checkpoint_every", c.checkpoint_every);
+  visit("keep_last", c.keep_last);
+  visit("keep_best", c.keep_best);
+  visit("valid_sequences", c.valid_sequences);
   visit("probe_every", c.probe_every);
+  visit("on_bad_step", c.on_bad_step);
+  visit("spike", c.spike);
+  visit("hang_seconds", c.hang_seconds);
 }
 
 }  // namespace fulgur

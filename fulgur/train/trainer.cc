@@ -1,14 +1,16 @@
 #include "fulgur/train/trainer.h"
 
-#include <ATen/TensorOperators.h>
+#include <ATen/Version.h>
+#include <torch/version.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <optional>
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/progress.h"
-#include "fulgur/base/threads.h"
 #include "fulgur/io/safetensors.h"
 #include "fulgur/model/cost.h"
 #include "fulgur/model/probe.h"
@@ -16,98 +18,168 @@
 #include "fulgur/ops/peaks.h"
 #include "fulgur/train/batches.h"
 #include "fulgur/train/checkpoint.h"
+#include "fulgur/train/diagnose.h"
 #include "fulgur/train/metrics.h"
 #include "fulgur/train/step.h"
+#include "fulgur/train/step_guard.h"
+#include "fulgur/train/stragglers.h"
+#include "fulgur/train/watchdog.h"
 
 namespace fulgur {
 namespace fs = std::filesystem;
 namespace {
 
+constexpr int64_t kMostBadSteps = 10;  // skipped in a row
+
 class StageRun {
  public:
-  StageRun(const StageConfig& config, const StageInputs& inputs)
+  StageRun(const StageConfig& config, const StageInputs& inputs, ProcessGroup& group)
       : config_(config),
         inputs_(inputs),
+        group_(group),
         name_(stage_name(config.kind)),
+        start_(start_folder()),
         shards_(inputs.data, "train"),
         valid_(inputs.data, "valid"),
         batches_(shards_, config.context, config.seed),
-        probe_batches_(valid_, config.context, config.seed),
+        valid_batches_(valid_, config.context, config.seed),
         tokenizer_(inputs.data / "tokenizer.json"),
-        model_(load_model(start_folder())),
-        optimizer_(model_.weights(), config) {
-    FULGUR_CHECK(model_.config().vocab_size >= tokenizer_.vocab_size(), "[train] expected a model of at least ",
-                 tokenizer_.vocab_size(), " tokens, got ", model_.config().vocab_size);
-    FULGUR_CHECK(config.kind == StageKind::pretrain || model_.config().has_indexer(), "[train] stage ", name_,
-                 ": expected a deepseek_v32 model (with an indexer), got ", model_.config().model_type);
+        model_(load_model(start_, /*share_mtp=*/true, resumed_ ? Json::object() : inputs.config)),
+        optimizer_(model_.weights(), config),
+        guard_(config) {
+    check_inputs();
     if (resumed_) resume();
   }
 
   StageResult run();
 
  private:
-  fs::path start_folder() {
-    resumed_ = newest_checkpoint(inputs_.run, name_);
-    return resumed_ ? *resumed_ : find_model(inputs_.model);
-  }
+  fs::path start_folder();
+  void check_inputs() const;
   Json facts() const;
   void resume();
-  std::vector<TrainBatch> batches(int64_t step);
-  Json metrics_line(int64_t step, const StepSums& sums, const Optimizer::Norms& norms, double seconds) const;
+  void check_fact(const std::string& key, const Json& now, const Json& then) const;
+  std::vector<TrainBatch> parts(int64_t step);
+  bool stop_wanted();
+  void train_step(Metrics* metrics, Progress* progress);
+  bool take_step(const StepSums& sums, const Optimizer::Norms& norms, const std::vector<TrainBatch>& parts, Json& line);
+  Json metrics_line(const StepSums& sums, const Optimizer::Norms& norms) const;
   Json probe();
-  fs::path save();
+  double valid_loss();
+  void check_agreement();
+  void save(Metrics* metrics);
 
   StageConfig config_;
   StageInputs inputs_;
+  ProcessGroup& group_;
   std::string name_;
-  std::optional<fs::path> resumed_;
+  bool resumed_ = false;
+  fs::path start_, checkpoint_;  // where it began; the newest good one
   TokenShards shards_, valid_;
-  Batches batches_, probe_batches_;
+  Batches batches_, valid_batches_;
   Tokenizer tokenizer_;
   Transformer model_;
   Optimizer optimizer_;
-  double peak_flops_ = ops::peak_flops(0.2);  // the limit of share_of_peak, measured at the start of every call
-  int64_t step_ = 0;
+  StepGuard guard_;
+  Stragglers stragglers_;
+  double peak_flops_ = 0;  // the limit of share_of_peak, measured at the start of every call
+  int64_t step_ = 0;       // steps done
+  std::optional<double> valid_loss_;
 };
+
+// Rank 0 looks; a file system may show another rank something else.
+fs::path StageRun::start_folder() {
+  std::string found;
+  if (group_.leads()) {
+    fs::create_directories(inputs_.run / "checkpoints");
+    remove_unfinished(inputs_.run, name_);
+    auto newest = newest_checkpoint(inputs_.run, name_);
+    found = newest ? "+" + newest->string() : "-" + find_model(inputs_.model).string();
+  }
+  found = group_.from_leader(found);
+  resumed_ = found[0] == '+';
+  return found.substr(1);
+}
+
+void StageRun::check_inputs() const {
+  FULGUR_CHECK(model_.config().vocab_size >= tokenizer_.vocab_size(), "[train] expected a model of at least ",
+               tokenizer_.vocab_size(), " tokens, got ", model_.config().vocab_size);
+  FULGUR_CHECK(config_.kind == StageKind::pretrain || model_.config().has_indexer(), "[train] stage ", name_,
+               ": expected a deepseek_v32 model (with an indexer), got ", model_.config().model_type);
+  auto own = start_ / "tokenizer.json";
+  FULGUR_CHECK(!fs::exists(own) || sum_file(own) == sum_file(inputs_.data / "tokenizer.json"), "[train] ",
+               (inputs_.data / "tokenizer.json").string(), ": expected the tokenizer of the model, ", own.string(),
+               ", got another one\n  hint: pack the text with `fulgur data pack --tokenizer ", own.string(), "`");
+  int64_t parts = config_.batch_tokens / config_.micro_tokens;
+  FULGUR_CHECK(parts % group_.size() == 0, "[parallel] batch_tokens / micro_tokens: expected a multiple of ", group_.size(),
+               " ranks, got ", parts, "\n  hint: --micro-tokens ", config_.batch_tokens / group_.size());
+}
 
 // Everything the result is a function of, but the step.
 Json StageRun::facts() const {
   Json stage = Json::object();
-  visit_stage(config_, [&](const char* key, const auto& value) { stage[key] = value; });
-  return {{"stage", stage}, {"data", shards_.checksum()}, {"isa", isa_name(isa())}};
+  visit_stage(config_, [&](const char* key, const auto& value) {
+    if (changes_result(key)) stage[key] = value;
+  });
+  return {
+      {"stage", stage}, {"data", shards_.checksum()}, {"model", config_json(model_.config())}, {"numeric_path", numeric_path()}};
+}
+
+void StageRun::check_fact(const std::string& key, const Json& now, const Json& then) const {
+  if (now == then) return;
+  auto text = cat("[checkpoint] ", start_.string(), ": ", key, ": expected ", now.dump(), " as in this run, got ", then.dump());
+  if (!inputs_.force)
+    throw InputError(text, key == "/numeric_path/isa"
+                               ? cat("--isa ", then.get<std::string>(), " goes on as it began; --force accepts another path")
+                               : "go on with the same settings and data, or give another --out; --force goes on anyhow");
+  if (group_.leads()) std::fprintf(stderr, "%s\n  going on: --force\n", text.c_str());
 }
 
 void StageRun::resume() {
-  auto state = load_state(*resumed_);
+  auto state = read_checkpoint(start_);
   Json now = facts().flatten(), then = state.facts.flatten();
-  for (const auto& [key, value] : now.items()) {
-    bool harmless = key == "/stage/checkpoint_every" || key == "/stage/probe_every";
-    FULGUR_CHECK(harmless || (then.contains(key) && then[key] == value), "[checkpoint] ", resumed_->string(), ": ", key,
-                 ": expected ", value.dump(), " as in this run, got ", then.contains(key) ? then[key].dump() : "nothing",
-                 "\n  hint: go on with the same settings and data, or give another --out");
+  for (const auto& [key, value] : now.items()) check_fact(key, value, then.contains(key) ? then[key] : Json());
+  Json own = config_json(model_.config()), wanted = own;
+  for (const auto& [key, value] : inputs_.config.items()) wanted[key] = value;
+  wanted = config_json(parse_config(wanted, "this run's model")).flatten(), own = own.flatten();
+  for (const auto& [key, value] : wanted.items()) check_fact("/model" + key, value, own.contains(key) ? own[key] : Json());
+  try {
+    int64_t sequence = state.progress.at("sequence").get<int64_t>(),
+            expected = state.step * config_.batch_tokens / config_.context;
+    FULGUR_CHECK(sequence == expected || inputs_.force, "[checkpoint] ", start_.string(), ": progress.sequence: expected ",
+                 expected, " at step ", state.step, ", got ", sequence);
+    guard_.load_state(state.progress.at("guard"));
+  } catch (const Json::exception& error) {
+    throw InputError(cat("[checkpoint] ", start_.string(), ": progress: expected sequence and guard, got: ", error.what()));
   }
-  optimizer_.load_state(read_safetensors(*resumed_ / "optimizer.safetensors"));
+  optimizer_.load_state(read_safetensors(start_ / "optimizer.safetensors"));
   step_ = state.step;
+  checkpoint_ = start_;
 }
 
-std::vector<TrainBatch> StageRun::batches(int64_t step) {
+// This rank's share of a step: the parts of all ranks in order are those of a single process.
+std::vector<TrainBatch> StageRun::parts(int64_t step) {
   int64_t sequences = config_.batch_tokens / config_.context, micro = config_.micro_tokens / config_.context;
+  int64_t share = sequences / group_.size();
   std::vector<TrainBatch> parts;
-  for (int64_t i = 0; i < sequences; i += micro) parts.push_back(batches_.get(step * sequences + i, micro));
+  for (int64_t i = group_.rank() * share; i < (group_.rank() + 1) * share; i += micro)
+    parts.push_back(batches_.get(step * sequences + i, micro));
   return parts;
 }
 
-Json StageRun::metrics_line(int64_t step, const StepSums& sums, const Optimizer::Norms& norms, double seconds) const {
-  double rate = double(config_.batch_tokens) / seconds;
+bool StageRun::stop_wanted() {
+  bool any = false;
+  for (const auto& of : group_.gather(std::vector<double>{inputs_.stop ? double(*inputs_.stop) : 0.0})) any |= of[0] != 0;
+  return any;
+}
+
+Json StageRun::metrics_line(const StepSums& sums, const Optimizer::Norms& norms) const {
   Json line = {{"stage", name_},
-               {"step", step},
-               {"tokens", (step + 1) * config_.batch_tokens},
-               {"lr", config_.lr * schedule_share(config_, step)},
-               {"seconds", seconds},
-               {"tokens_per_second", rate},
-               {"share_of_peak", rate * train_flops(model_.config(), TrainForm(config_.kind), config_.context) / peak_flops_}};
+               {"step", step_},
+               {"tokens", (step_ + 1) * config_.batch_tokens},
+               {"lr", config_.lr * schedule_share(config_, step_)}};
   if (config_.kind != StageKind::warmup) {
-    line["loss"] = sums.nll / double(sums.targets);
+    line["loss"] = shown_loss(config_, sums);
     line["bits_per_byte"] = sums.nll / std::log(2.0) / double(std::max<int64_t>(1, sums.text_bytes));
     line["mtp_loss"] = sums.mtp_nll / double(std::max<int64_t>(1, sums.mtp_targets));
     line["balance"] = sums.balance;
@@ -119,9 +191,10 @@ Json StageRun::metrics_line(int64_t step, const StepSums& sums, const Optimizer:
   }
   Json load = Json::array();
   for (const auto& counts : sums.load) {
+    double total = 0;
+    for (double tokens : counts) total += tokens;
     Json shares = Json::array();
-    if (counts.defined())
-      for (int64_t e = 0; e < counts.size(0); ++e) shares.push_back(counts[e].item<double>() / counts.sum().item<double>());
+    for (double tokens : counts) shares.push_back(tokens / total);
     load.push_back(shares);
   }
   line["expert_load"] = load;
@@ -130,7 +203,7 @@ Json StageRun::metrics_line(int64_t step, const StepSums& sums, const Optimizer:
 
 // Recall and attention mass of one validation sequence, the same every time.
 Json StageRun::probe() {
-  auto quality = probe_indexer(model_, probe_batches_.get(0, 1).batch, {});
+  auto quality = probe_indexer(model_, valid_batches_.get(0, 1).batch, {});
   Json recall = Json::array(), mass = Json::array(), window_recall = Json::array(), window_mass = Json::array();
   for (const auto& q : quality) {
     recall.push_back(q.recall), mass.push_back(q.mass);
@@ -139,57 +212,135 @@ Json StageRun::probe() {
   return {{"recall", recall}, {"mass", mass}, {"window_recall", window_recall}, {"window_mass", window_mass}};
 }
 
-fs::path StageRun::save() {
+double StageRun::valid_loss() {
+  int64_t count = std::min(config_.valid_sequences, valid_batches_.sequences_per_epoch());
+  int64_t micro = config_.micro_tokens / config_.context;
+  std::vector<TrainBatch> parts;
+  for (int64_t i = 0; i < count; i += micro) parts.push_back(valid_batches_.get(i, std::min(micro, count - i)));
+  return shown_loss(config_, measure_losses(model_, config_, parts, tokenizer_));
+}
+
+// Takes the step, or says in `line` why not; throws where a bad step stops the run.
+bool StageRun::take_step(const StepSums& sums, const Optimizer::Norms& norms, const std::vector<TrainBatch>& parts, Json& line) {
+  auto bad = guard_.judge(shown_loss(config_, sums), norms);
+  if (bad.empty()) {
+    optimizer_.step(step_, norms);
+    balance_experts(model_.weights(), config_, sums);
+    return true;
+  }
+  auto where = group_.gather(diagnose_step(model_, config_, parts, tokenizer_, optimizer_));
+  optimizer_.discard();
+  std::string text = cat("[train] stage ", name_, " step ", step_, ": ", bad);
+  for (int r = 0; r < group_.size(); ++r)
+    if (r == 0 || where[r] != where[0]) text += cat("\n  ", group_.size() > 1 ? group_.name(r) + ": " : "", where[r]);
+  if (config_.on_bad_step == "stop" || guard_.bad_in_a_row() > kMostBadSteps)
+    throw InputError(text, cat("the last good checkpoint is ", checkpoint_.empty() ? "none" : checkpoint_.string(),
+                               "; --resume with --on-bad-step skip leaves such steps out, --init CKPT begins anew from it"));
+  line["skipped"] = text;
+  if (group_.leads()) std::fprintf(stderr, "\n%s\n  skipped\n", text.c_str());
+  return false;
+}
+
+// Ranks whose weights have drifted apart would train on in silence.
+void StageRun::check_agreement() {
+  FileSum sum;
+  for (const auto& p : parameters(model_.weights()))
+    sum.add(p.tensor->const_data_ptr(), p.tensor->numel() * p.tensor->element_size());
+  auto all = group_.gather(std::vector<double>{double(sum.crc32)});
+  for (int r = 1; r < group_.size(); ++r)
+    FULGUR_CHECK(all[r] == all[0], "[parallel] step ", step_, ": ", group_.name(r), ": expected the weights of rank 0 (checksum ",
+                 uint32_t(all[0][0]), "), got ", uint32_t(all[r][0]),
+                 "\n  hint: do all ranks run the same program on the same kind of processor (--isa)?");
+}
+
+void StageRun::save(Metrics* metrics) {
+  check_agreement();
   char name[64];
   std::snprintf(name, sizeof name, "%s-%08lld", name_.c_str(), static_cast<long long>(step_));
-  auto folder = inputs_.run / "checkpoints" / name;
-  save_checkpoint(folder, model_, &optimizer_, inputs_.data / "tokenizer.json", {name_, step_, facts()});
-  prune_checkpoints(inputs_.run, name_, 2);
-  return folder;
+  checkpoint_ = inputs_.run / "checkpoints" / name;
+  if (group_.leads()) {
+    int64_t sequence = step_ * config_.batch_tokens / config_.context, epoch = sequence / batches_.sequences_per_epoch();
+    Json progress = {{"sequence", sequence},
+                     {"epoch", epoch},
+                     {"streams", Json::array({{{"name", cat("batches.epoch.", epoch)}, {"seed", config_.seed}, {"counter", 0}}})},
+                     {"guard", guard_.state()}};
+    metrics->sync();
+    save_checkpoint(checkpoint_, model_, &optimizer_, inputs_.data / "tokenizer.json",
+                    {name_, step_, facts(), progress, std::exchange(valid_loss_, {})});
+    prune_checkpoints(inputs_.run, name_, config_.keep_last, config_.keep_best);
+  }
+  group_.barrier();
+}
+
+void StageRun::train_step(Metrics* metrics, Progress* progress) {
+  using Clock = std::chrono::steady_clock;
+  auto begin = Clock::now();
+  auto own = parts(step_);
+  StepSums sums = accumulate_gradients(model_, config_, own, tokenizer_, group_);
+  auto norms = optimizer_.norms();
+  Json line = metrics_line(sums, norms);
+  take_step(sums, norms, own, line);
+  double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  auto slow = stragglers_.step(sums.rank_seconds);
+  bool last = step_ + 1 == stage_steps(config_), saved = last || (step_ + 1) % config_.checkpoint_every == 0;
+  if (group_.leads()) {
+    if (model_.config().has_indexer() && config_.probe_every > 0 && (step_ % config_.probe_every == 0 || last))
+      line["probe"] = probe();
+    if (saved && config_.valid_sequences > 0) line["valid_loss"] = *(valid_loss_ = valid_loss());
+    double rate = double(config_.batch_tokens) / seconds;
+    line["seconds"] = seconds;
+    line["tokens_per_second"] = rate;
+    line["share_of_peak"] =
+        rate * train_flops(model_.config(), TrainForm(config_.kind), config_.context) / (peak_flops_ * group_.size());
+    if (group_.size() > 1) line["rank_seconds"] = sums.rank_seconds;
+    metrics->write(line);
+    char detail[96];
+    if (config_.kind == StageKind::warmup) std::snprintf(detail, sizeof detail, "KL %.4f", shown_loss(config_, sums));
+    else
+      std::snprintf(detail, sizeof detail, "loss %.3f  bits/byte %.3f", shown_loss(config_, sums),
+                    line["bits_per_byte"].get<double>());
+    progress->update((step_ + 1) * config_.batch_tokens, detail);
+    if (slow >= 0)
+      std::fprintf(stderr, "\n[parallel] %s is slow: %.2f s of work in this step, the others' median is %.2f s\n",
+                   group_.name(slow).c_str(), sums.rank_seconds[slow], stragglers_.median());
+  }
+  ++step_;
+  if (saved) save(metrics);
 }
 
 StageResult StageRun::run() {
   using Clock = std::chrono::steady_clock;
   auto start = Clock::now();
-  fs::create_directories(inputs_.run / "checkpoints");
-  Metrics metrics(inputs_.run / "metrics.jsonl", name_, step_);
+  std::optional<Metrics> metrics;
+  std::optional<Progress> progress;
   int64_t steps = stage_steps(config_), first = step_;
-  StageResult result{resumed_.value_or(""), step_, step_ >= steps};
-  Progress progress(name_, "tok", steps * config_.batch_tokens, step_ * config_.batch_tokens);
-  while (step_ < steps && !(inputs_.stop && *inputs_.stop)) {
-    auto begin = Clock::now();
-    StepSums sums = accumulate_gradients(model_, config_, batches(step_), tokenizer_);
-    auto norms = optimizer_.step(step_);
-    balance_experts(model_.weights(), config_, sums);
-    double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-    Json line = metrics_line(step_, sums, norms, seconds);
-    double shown = config_.kind == StageKind::warmup ? 0 : line["loss"].get<double>();
-    for (double kl : sums.kl) shown += config_.kind == StageKind::warmup ? kl : 0;
-    FULGUR_CHECK(std::isfinite(shown), "[train] stage ", name_, " step ", step_, ": expected a finite loss, got ", shown,
-                 "\n  hint: lower the learning rate; the last good checkpoint is ", result.checkpoint.string());
-    bool last = step_ + 1 == steps;
-    if (model_.config().has_indexer() && config_.probe_every > 0 && (step_ % config_.probe_every == 0 || last))
-      line["probe"] = probe();
-    metrics.write(line);
-    ++step_;
-    char detail[96];
-    if (config_.kind == StageKind::warmup) std::snprintf(detail, sizeof detail, "KL %.4f", shown);
-    else std::snprintf(detail, sizeof detail, "loss %.3f  bits/byte %.3f", shown, line["bits_per_byte"].get<double>());
-    progress.update(step_ * config_.batch_tokens, detail);
-    if (last || step_ % config_.checkpoint_every == 0) result.checkpoint = save();
+  if (group_.leads()) {
+    peak_flops_ = ops::peak_flops(0.2);
+    metrics.emplace(inputs_.run / "metrics.jsonl", name_, step_);
+    progress.emplace(name_, "tok", steps * config_.batch_tokens, step_ * config_.batch_tokens);
   }
-  if (step_ < steps && step_ > first && step_ % config_.checkpoint_every != 0) result.checkpoint = save();
-  result.step = step_, result.finished = step_ >= steps;
-  result.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  Watchdog watchdog(config_.hang_seconds, [&](const std::string& doing, double seconds) {
+    std::fprintf(stderr, "\n[train] %s: expected it to end within %.0f s, got no end\n  hint: --resume goes on from %s\n",
+                 doing.c_str(), seconds, checkpoint_.empty() ? "the start" : checkpoint_.c_str());
+    _exit(1);
+  });
+  while (step_ < steps && !stop_wanted()) {
+    watchdog.alive(cat(group_.size() > 1 ? group_.name(group_.rank()) + ", " : "", "stage ", name_, " step ", step_));
+    train_step(metrics ? &*metrics : nullptr, progress ? &*progress : nullptr);
+  }
+  if (step_ < steps && step_ > first && step_ % config_.checkpoint_every != 0) save(metrics ? &*metrics : nullptr);
+  StageResult result{checkpoint_, step_, step_ >= steps, std::chrono::duration<double>(Clock::now() - start).count(), 0};
   result.tokens_per_second = double((step_ - first) * config_.batch_tokens) / std::max(1e-9, result.seconds);
   return result;
 }
 
 }  // namespace
 
-StageResult train_stage(const StageConfig& config, const StageInputs& inputs) {
+Json numeric_path() { return {{"isa", isa_name(isa())}, {"torch", TORCH_VERSION}, {"torch_cpu", at::get_cpu_capability()}}; }
+
+StageResult train_stage(const StageConfig& config, const StageInputs& inputs, ProcessGroup& group) {
   validate(config);
-  return StageRun(config, inputs).run();
+  return StageRun(config, inputs, group).run();
 }
 
 }  // namespace fulgur

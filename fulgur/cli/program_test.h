@@ -1,0 +1,65 @@
+// The program in a folder of its own, with text to train on: what the tests of this room share.
+#pragma once
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <thread>
+
+#include "fulgur/base/error.h"
+#include "fulgur/base/file.h"
+#include "fulgur/base/json.h"
+
+namespace fulgur {
+
+namespace fs = std::filesystem;
+
+struct Output {
+  int code;
+  std::string out;  // standard output and error
+};
+
+class Program : public testing::Test {
+ protected:
+  void SetUp() override {
+    fs::remove_all(folder);
+    fs::create_directories(folder);
+  }
+  void TearDown() override { fs::remove_all(folder); }
+
+  Output run(const std::string& arguments, const std::string& input = "") {
+    write_file_atomic(folder / "stdin", input);
+    FILE* pipe = popen(cat("cd '", folder.string(), "' && { '" FULGUR_BINARY "' ", arguments, "\n} <stdin 2>&1").c_str(), "r");
+    Output result;
+    char block[4096];
+    while (size_t got = fread(block, 1, sizeof block, pipe)) result.out.append(block, got);
+    int status = pclose(pipe);
+    result.code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+    return result;
+  }
+
+  // A run directory's tokenizer and shards, from a text that repeats with small changes; and a tiny recipe.
+  void make_data() {
+    std::string text;
+    for (int i = 0; i < 6000; ++i)
+      text += cat("line ", i % 97, " says that ", (i * 7) % 31, " is not ", i % 5, i % 9 ? ". " : ".\n");
+    fs::create_directories(folder / "text");
+    for (int i = 0; i < 20; ++i) write_file_atomic(folder / "text" / cat(i, ".txt"), text.substr(i * 3000, 6000));
+    write_file_atomic(folder / "tiny.toml",
+                      "scale = 0.25\ntext = \"text\"\nvocab_size = 300\nholdout_every = 5\n"
+                      "[pretrain]\ntokens = \"1M\"\ncontext = 64\nbatch_tokens = 256\nmicro_tokens = 128\nwarmup_steps = "
+                      "3\ncheckpoint_every = 5\nprobe_every = 7\n"
+                      "[warmup]\ntokens = \"64k\"\ncontext = 64\nbatch_tokens = 256\nmicro_tokens = 256\ncheckpoint_every = 5\n"
+                      "[sparse]\ntokens = \"64k\"\ncontext = 64\nbatch_tokens = 256\nmicro_tokens = 256\ncheckpoint_every = 5\n");
+    ASSERT_EQ(run("tokenizer train text --vocab-size 300 --out tok.json").code, 0);
+    ASSERT_EQ(run("data pack text --tokenizer tok.json --out shards --holdout-every 5").code, 0);
+  }
+
+  fs::path folder = fs::temp_directory_path() / cat("fulgur-cli-", getpid());
+};
+
+}  // namespace fulgur
