@@ -13,7 +13,14 @@ when every check holds. Topics, with what they need beyond the build:
   kjv       recipes/kjv.toml with three seeds (about 20 minutes)
   speedrun  recipes/speedrun.toml (about 10 minutes)
   report    the speedrun's report in Chromium, desktop and phone (runs the speedrun first where there is none)
-  fresh     ./dev test and ./dev speedrun as first commands in fresh clones (about 40 minutes)
+  fresh     ./dev test and ./dev speedrun as first commands in fresh clones (about 30 minutes)
+  kills     30 kills -9 over all stages, each on 1 and 2 threads and two processes (about 6 minutes)
+  parallel  two processes beside one, twice, and 2 -> 1 -> 2 by checkpoint
+  faults    every system call of a checkpoint's write failing or never made; a full and a read-only disk
+  rank      a rank killed under torchrun and by hand: detected, named, restarted, equal result
+  extend    the speedrun's model from 512 to 2,048 tokens: bits/byte by position (about 6 minutes)
+  fuzz      every reader for 10 minutes
+  sanitize  the suite with address and undefined-behaviour sanitizers, threads of our own with thread's; ./dev lint
 """
 import hashlib
 import json
@@ -27,37 +34,8 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-checks = []
-
-
-def check(name, bar, measured, ok):
-    checks.append({"name": name, "bar": bar, "measured": measured, "ok": bool(ok)})
-    print(f"  {'ok  ' if ok else 'FAIL'}  {name}: {measured} (bar: {bar})", flush=True)
-
-
-def call(*command, **more):
-    return subprocess.run([str(part) for part in command], text=True, capture_output=True, **more)
-
-
-def fulgur(*arguments, **more):
-    done = call(BUILD / "bin/fulgur", *arguments, **more)
-    if done.returncode:
-        raise SystemExit(f"fulgur {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.stdout
-
-
-def tests(name, regex):
-    out = call("ctest", "--test-dir", BUILD, "-R", regex).stdout
-    found = re.search(r"(\d+)% tests passed, (\d+) tests failed out of (\d+)", out)
-    if not found:
-        return check(name, "all pass", "no test ran", False)
-    check(name, "all pass", f"{int(found[3]) - int(found[2])} of {found[3]} pass", found[2] == "0")
-
-
-def python():
-    own = ROOT / ".venv/bin/python"
-    return own if own.exists() else pathlib.Path(sys.executable)
+from proof import BUILD, ROOT, call, check, checks, fulgur, python, run_anew, tests
+import prove_training
 
 
 def golden():
@@ -163,12 +141,6 @@ def quality(name, runs, bits_bar=None):
         print(f"        seconds {s['seconds']}", flush=True)
 
 
-def run_anew(out, *flags):
-    shutil.rmtree(out, ignore_errors=True)
-    fulgur("speedrun", "--out", out, *flags)
-    return json.loads((out / "summary.json").read_text())
-
-
 def kjv():
     runs = {seed: run_anew(ROOT / f"runs/prove-kjv-{seed}", "--recipe", ROOT / "recipes/kjv.toml", "--seed", seed) for seed in (1, 2, 3)}
     quality("kjv", runs, 1.50)
@@ -231,11 +203,10 @@ def fresh():
                   done.returncode == 0 and seconds < bar)
 
 
-TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh]
+TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh] + prove_training.TOPICS
 
 if __name__ == "__main__":
-    BUILD = pathlib.Path(sys.argv[1]).resolve()
-    wanted = sys.argv[2:] or [topic.__name__ for topic in TOPICS]
+    wanted = sys.argv[1:] or [topic.__name__ for topic in TOPICS]
     unknown = set(wanted) - {topic.__name__ for topic in TOPICS}
     if unknown or "--help" in wanted:
         print(__doc__ if "--help" in wanted else f"[usage] ./dev prove: expected topics of {', '.join(t.__name__ for t in TOPICS)}; got {', '.join(unknown)}",

@@ -1,0 +1,47 @@
+"""What the topics of ./dev prove share: checks, and the program."""
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BUILD = ROOT / os.environ.get("FULGUR_BUILD", "build")
+checks = []
+
+
+def check(name, bar, measured, ok):
+    checks.append({"name": name, "bar": bar, "measured": measured, "ok": bool(ok)})
+    print(f"  {'ok  ' if ok else 'FAIL'}  {name}: {measured} (bar: {bar})", flush=True)
+
+
+def call(*command, **more):
+    return subprocess.run([str(part) for part in command], text=True, capture_output=True, **more)
+
+
+def fulgur(*arguments, **more):
+    done = call(BUILD / "bin/fulgur", *arguments, **more)
+    if done.returncode:
+        raise SystemExit(f"fulgur {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def tests(name, regex):
+    out = call("ctest", "--test-dir", BUILD, "-R", regex).stdout
+    found = re.search(r"(\d+)% tests passed, (\d+) tests failed out of (\d+)", out)
+    if not found:
+        return check(name, "all pass", "no test ran", False)
+    check(name, "all pass", f"{int(found[3]) - int(found[2])} of {found[3]} pass", found[2] == "0")
+
+
+def python():
+    own = ROOT / ".venv/bin/python"
+    return own if own.exists() else pathlib.Path(sys.executable)
+
+
+def run_anew(out, *flags):
+    shutil.rmtree(out, ignore_errors=True)
+    fulgur("speedrun", "--out", out, *flags)
+    return json.loads((out / "summary.json").read_text())
