@@ -17,22 +17,23 @@ from proof import BUILD, ROOT, call, check, fulgur, python, run_anew, tests
 
 STAGES = ("pretrain", "warmup", "sparse")
 CLOCKS = {"seconds", "tokens_per_second", "share_of_peak", "rank_seconds"}  # what a clock says differs from run to run
+# Tokens are multiplied by the square of the scale: 188, 94 and 94 steps.
 RECIPE = """scale = 0.25
 vocab_size = 300
 [pretrain]
-tokens = "96k"
+tokens = "3072k"
 context = 64
 batch_tokens = 1024
 micro_tokens = 256
 checkpoint_every = 7
 [warmup]
-tokens = "48k"
+tokens = "1536k"
 context = 64
 batch_tokens = 1024
 micro_tokens = 256
 checkpoint_every = 7
 [sparse]
-tokens = "48k"
+tokens = "1536k"
 context = 64
 batch_tokens = 1024
 micro_tokens = 256
@@ -107,7 +108,7 @@ def kill_often(folder, run, kills, dice, **how):
         wanted = kills * (number + 1) // len(STAGES)
         while True:
             ranks, start = Ranks(folder, run, stage, **how), time.time()
-            until, writing = dice.uniform(.1, 2.5), dice.random() < .34
+            until, writing = dice.uniform(.3, 1.3), dice.random() < .34
             while ranks.running() and done < wanted:
                 inside = any((folder / run / "checkpoints").glob("*.tmp"))
                 if inside if writing else time.time() - start > until:
@@ -131,7 +132,7 @@ def kills():
             got = result(folder / run)
             check(f"kill -9, {name}: weights and moments of all stages", "equal to the uninterrupted run's",
                   f"{sum(got[0].get(k) == v for k, v in whole[0].items())} of {len(whole[0])} equal behind {done} kills, {in_write} inside a checkpoint's write",
-                  got[0] == whole[0] and done >= 20 and in_write > 0)
+                  got[0] == whole[0] and done >= 30 and in_write > 0)
             check(f"kill -9, {name}: metrics.jsonl (but clocks)", "equal, each step once", f"{len(got[1])} lines, {'equal' if got[1] == whole[1] else 'other'}",
                   got[1] == whole[1])
 
@@ -143,7 +144,7 @@ def parallel():
             finish(folder, run, "pretrain", size=2)
         one, two, again = (result(folder / run) for run in ("one", "two", "again"))
         apart = max(abs(a["loss"] - b["loss"]) / a["loss"] for a, b in zip(one[1][:20], two[1][:20]))
-        check("two processes beside one with accumulation: losses of 20 steps", "<= 1e-6 relative", f"{apart:.1e}", apart <= 1e-6)
+        check("two processes beside one with accumulation: losses of 20 steps", "<= 1e-6 relative", f"{apart:.1e}, of {len(one[1])} steps", apart <= 1e-6 and len(one[1]) >= 20)
         check("two processes twice: weights, moments, records", "same bits", "same" if two == again else "other", two == again)
         check("two processes beside one: weights, moments, records", "same bits", "same" if two == one else "other", two == one)
         for number, size in enumerate((2, 1, 2)):
@@ -164,9 +165,9 @@ def faults():
     out = call(BUILD / "bin/train_test", "--gtest_filter=CheckpointFaults.*").stdout
     print("\n".join(line for line in out.splitlines() if line.startswith("|") or "lost" in line), flush=True)
     passed = re.search(r"\[  PASSED  \] (\d+) tests", out)
-    lost = re.findall(r"(\d+) lost", out)
+    lost, tried = re.findall(r"(\d+) lost", out), re.findall(r"(\d+ failing calls|each of \d+ calls)", out)
     check("every system call of a checkpoint's write failing, or the process killed before it", "0 checkpoints lost",
-          f"{', '.join(re.findall(r'(\d+ failing calls|each of \d+ calls)', out))}: {lost} lost", passed and set(lost) == {"0"})
+          f"{', '.join(tried)}: {', '.join(lost)} lost", passed and len(tried) == 2 and set(lost) == {"0"})
     # A disk that is full, and one that turns read-only, in a mount namespace of our own.
     with workplace() as folder:
         finish(folder, "whole", "pretrain")
@@ -182,9 +183,9 @@ if [ $2 = full ]; then $run; else
 fi
 echo exit $?
 mount -o remount,rw,size=1g {folder}/disk; $run >/dev/null 2>&1; echo then $?
-sha256sum <{folder}/disk/run/checkpoints/pretrain-00000094/model.safetensors
+sha256sum <{folder}/disk/run/checkpoints/pretrain-00000188/model.safetensors
 """)
-        whole = hashlib.sha256((folder / "whole/checkpoints/pretrain-00000094/model.safetensors").read_bytes()).hexdigest()
+        whole = hashlib.sha256((folder / "whole/checkpoints/pretrain-00000188/model.safetensors").read_bytes()).hexdigest()
         for name, size, says in (("full", "3m", "No space left on device"), ("read-only", "1g", "Read-only file system")):
             out = call("unshare", "-rm", "sh", script, size, name)
             text = out.stdout + out.stderr

@@ -44,7 +44,7 @@ status=0
 finding() {
   status=1
   findings=$((findings + 1))
-  what=$(grep -E '^SUMMARY|broken promise|what\(\):' "$1" | tail -2 | tr '\n' ' ')
+  what=$(grep -m 1 -E 'broken promise|what\(\):|runtime error|Assertion|ERROR: ' "$1" | sed 's/^[ =0-9]*//')
   say "$target: ${what:-see $1}"
   say "  input: $2"
   say "  again: FULGUR_FUZZ_BUILD=$build; $build/fuzz_$target $limits $2"
