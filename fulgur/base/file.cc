@@ -53,13 +53,14 @@ int open_to_read(const fs::path& path) {
 template <class Take>
 void read_blocks(const fs::path& path, const Take& take) {
   Descriptor file{open_to_read(path)};
-  std::string block(1 << 20, '\0');
+  constexpr size_t kBlock = 1 << 18;
+  auto block = std::make_unique_for_overwrite<char[]>(kBlock);
   for (;;) {
-    ssize_t got = ::read(file.fd, block.data(), block.size());
+    ssize_t got = ::read(file.fd, block.get(), kBlock);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) fail(path, "read");
     if (got == 0) return;
-    take(block.data(), size_t(got));
+    take(block.get(), size_t(got));
   }
 }
 

@@ -5,11 +5,35 @@
 
 namespace fulgur {
 
-Json parse_json(std::string_view text, const std::string& name) {
+namespace {
+
+constexpr int kDeepest = 256;
+
+// Exact up to the text's first fault, behind which the parser does not go.
+void check_depth(std::string_view text, const std::string& name) {
+  int depth = 0;
+  bool quoted = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    char c = text[i];
+    if (quoted && c == '\\') ++i;
+    else if (c == '"') quoted = !quoted;
+    else if (!quoted && (c == '[' || c == '{')) ++depth;
+    else if (!quoted && (c == ']' || c == '}')) --depth;
+    FULGUR_CHECK(depth <= kDeepest, "[json] ", name, ": expected at most ", kDeepest,
+                 " brackets inside each other, got more at byte ", i);
+  }
+}
+
+}  // namespace
+
+Json parse_json(std::string_view text, const std::string& name, const Json::parser_callback_t& watch) {
+  check_depth(text, name);
   try {
-    return Json::parse(text);
+    return Json::parse(text, watch);
   } catch (const Json::parse_error& error) {
     throw InputError(cat("[json] ", name, ": expected JSON, got an error at byte ", error.byte, ": ", error.what()));
+  } catch (const Json::exception& error) {  // 1e999
+    throw InputError(cat("[json] ", name, ": expected numbers that fit, got an error: ", error.what()));
   }
 }
 

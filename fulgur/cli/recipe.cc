@@ -11,6 +11,8 @@
 namespace fulgur::cli {
 namespace {
 
+constexpr size_t kLongest = 16384;  // dotted keys nest tables, and toml++ destroys those by recursion
+
 std::string where(const std::string& file, const toml::node& node) { return cat(file, ":", node.source().begin.line); }
 
 double number(const std::string& file, const std::string& key, const toml::node& node) {
@@ -46,7 +48,9 @@ void assign(const std::string& file, const std::string& key, const toml::node& n
 }
 
 void read_stage(const std::string& file, const std::string& section, const toml::table& table, StageConfig& stage) {
-  for (const auto& [key, node] : table) {
+  for (const auto& entry : table) {
+    const toml::key& key = entry.first;
+    const toml::node& node = entry.second;
     bool known = false;
     visit_stage(stage, [&](const char* name, auto& field) {
       if (key.str() != name) return;
@@ -57,14 +61,15 @@ void read_stage(const std::string& file, const std::string& section, const toml:
   }
 }
 
-Json model_value(const std::string& file, const toml::node& node) {
+Json model_value(const std::string& file, const toml::node& node, int depth = 0) {
+  FULGUR_CHECK(depth < 3, "[recipe] ", where(file, node), ": expected the tables of config.json, got one deeper");
   if (auto value = node.value_exact<int64_t>()) return *value;
   if (auto value = node.value_exact<double>()) return *value;
   if (auto value = node.value_exact<bool>()) return *value;
   if (auto value = node.value_exact<std::string>()) return *value;
   if (auto* table = node.as_table()) {
     Json out = Json::object();
-    for (const auto& [key, child] : *table) out[std::string(key.str())] = model_value(file, child);
+    for (const auto& [key, child] : *table) out[std::string(key.str())] = model_value(file, child, depth + 1);
     return out;
   }
   throw InputError(cat("[recipe] ", where(file, node), ": expected a number, string or table, got an array or date"));
@@ -77,8 +82,10 @@ StageConfig& Recipe::stage(const std::string& name) { return name == "pretrain" 
 Recipe read_recipe(const std::filesystem::path& path, double scale) {
   std::string file = path.string();
   toml::table table;
+  std::string text = read_file(path);
+  FULGUR_CHECK(text.size() <= kLongest, "[recipe] ", file, ": expected at most ", kLongest, " bytes, got ", text.size());
   try {
-    table = toml::parse(read_file(path), file);
+    table = toml::parse(text, file);
   } catch (const toml::parse_error& error) {
     throw InputError(cat("[recipe] ", file, ":", error.source().begin.line, ": expected TOML, got: ", error.description()));
   }

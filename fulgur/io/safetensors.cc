@@ -56,12 +56,14 @@ Entry parse_entry(const std::string& where, const std::string& name, const Json&
   FULGUR_CHECK(offsets.is_array() && offsets.size() == 2 && offsets[0].is_number_unsigned() && offsets[1].is_number_unsigned(),
                "[safetensors] ", where, ": expected two data_offsets, got ", offsets.dump().substr(0, 100));
   entry.begin = offsets[0].get<uint64_t>(), entry.end = offsets[1].get<uint64_t>();
-  uint64_t bytes = entry.type->size;
+  uint64_t bytes = entry.type->size, stride = bytes;  // an empty tensor has strides too
   for (const Json& size : shape) {
     FULGUR_CHECK(size.is_number_unsigned() && size.get<uint64_t>() <= uint64_t(INT64_MAX), "[safetensors] ", where,
                  ": expected sizes of 0 or more, got ", size.dump().substr(0, 100));
-    FULGUR_CHECK(!__builtin_mul_overflow(bytes, size.get<uint64_t>(), &bytes), "[safetensors] ", where,
-                 ": expected a shape that fits in memory, got ", shape.dump());
+    bool fits = !__builtin_mul_overflow(bytes, size.get<uint64_t>(), &bytes) &&
+                !__builtin_mul_overflow(stride, std::max<uint64_t>(size.get<uint64_t>(), 1), &stride) &&
+                stride <= uint64_t(INT64_MAX);
+    FULGUR_CHECK(fits, "[safetensors] ", where, ": expected a shape that fits in memory, got ", shape.dump());
     entry.shape.push_back(size.get<int64_t>());
   }
   FULGUR_CHECK(entry.end >= entry.begin && entry.end - entry.begin == bytes, "[safetensors] ", where, ": expected ", bytes,
@@ -79,14 +81,10 @@ Json parse_header(std::string_view text, const std::string& path) {
     if (event == Json::parse_event_t::key) repeated |= !keys.back().insert(parsed.get<std::string>()).second;
     return true;
   };
-  try {
-    Json header = Json::parse(text, watch);
-    FULGUR_CHECK(!repeated, "[safetensors] ", path, ": expected each tensor once, got a name twice");
-    FULGUR_CHECK(header.is_object(), "[safetensors] ", path, ": expected a JSON object as header, got ", header.type_name());
-    return header;
-  } catch (const Json::exception& error) {
-    throw InputError(cat("[safetensors] ", path, ": expected a JSON header, got an error: ", error.what()));
-  }
+  Json header = parse_json(text, path + ": header", watch);
+  FULGUR_CHECK(!repeated, "[safetensors] ", path, ": expected each tensor once, got a name twice");
+  FULGUR_CHECK(header.is_object(), "[safetensors] ", path, ": expected a JSON object as header, got ", header.type_name());
+  return header;
 }
 
 std::vector<Entry> parse_entries(const Json& header, uint64_t data_bytes, const std::string& path) {

@@ -85,7 +85,7 @@ TEST_F(Safetensors, LiesAreNamedInOneLine) {
             "a name twice"},
            {R"({"a":[]})", 0, "expected dtype, shape and data_offsets"},
            {R"([1])", 0, "expected a JSON object as header"},
-           {R"({"a":)", 0, "expected a JSON header"}}) {
+           {R"({"a":)", 0, "header: expected JSON"}}) {
     auto said = complaint(file(lie.header, lie.data));
     EXPECT_NE(said.find(lie.says), std::string::npos) << lie.header << "\n" << said;
     EXPECT_NE(said.find(path.string()), std::string::npos) << said;

@@ -27,6 +27,13 @@ struct AddedToken {
 // The GPT-2 pattern, which a ByteLevel pre-tokenizer with use_regex means.
 constexpr const char* kGpt2Pattern = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
+int32_t token_id(const Json& id, const std::string& name) {
+  constexpr int32_t kLargest = 1 << 24;
+  FULGUR_CHECK(id.is_number_unsigned() && id.get<uint64_t>() <= kLargest, "[tokenizer] ", name, ": expected ids from 0 to ",
+               kLargest, ", got ", id.dump().substr(0, 100));
+  return id.get<int32_t>();
+}
+
 void read_pre_tokenizer(const Json& json, const std::string& name, std::vector<std::string>& patterns) {
   if (json.is_null()) return;
   std::string type = json.value("type", "");
@@ -89,29 +96,28 @@ void Tokenizer::Impl::read(const Json& json, const std::string& name) {
   FULGUR_CHECK(model.value("type", "BPE") == "BPE", "[tokenizer] ", name, ": model.type: expected BPE, got ",
                model.at("type").dump());
   std::unordered_map<std::string, int32_t> vocab;
-  for (const auto& [token, id] : model.at("vocab").items()) vocab[token] = id.get<int32_t>();
+  for (const auto& [token, id] : model.at("vocab").items()) vocab[token] = token_id(id, name);
   for (const auto& token : json.value("added_tokens", Json::array()))
-    added.push_back({token.at("content").get<std::string>(), token.at("id").get<int32_t>(), token.value("special", false),
+    added.push_back({token.at("content").get<std::string>(), token_id(token.at("id"), name), token.value("special", false),
                      token.value("normalized", false)});
   int32_t largest = -1;
   for (const auto& [token, id] : vocab) largest = std::max(largest, id);
   for (const auto& token : added) largest = std::max(largest, token.id);
-  constexpr int32_t kLargest = 1 << 24;
-  auto in_range = [&](int32_t id) {
-    FULGUR_CHECK(id >= 0 && largest < kLargest, "[tokenizer] ", name, ": expected ids from 0 to ", kLargest, ", got ",
-                 id < 0 ? id : largest);
-  };
-  in_range(0);
+  size_t tokens = vocab.size() + added.size(), most = 16 * tokens + 4096;  // memory grows with the file, not with an id in it
+  FULGUR_CHECK(largest < int64_t(most), "[tokenizer] ", name, ": expected ids below ", most, " for ", tokens, " tokens, got ",
+               largest);
   bytes.resize(largest + 1), special.resize(largest + 1), known.resize(largest + 1);
   for (const auto& [token, id] : vocab) {
-    in_range(id);
+    FULGUR_CHECK(!known[id], "[tokenizer] ", name, ": expected each id once, got ", id, " twice");
     bool byte_level;
     bytes[id] = token_bytes(token, byte_level);
     if (!byte_level) bytes[id] = token;
     known[id] = true;
   }
   for (const auto& token : added) {
-    in_range(token.id);
+    auto same = vocab.find(token.text);
+    FULGUR_CHECK(!known[token.id] || (same != vocab.end() && same->second == token.id), "[tokenizer] ", name,
+                 ": expected an id of its own for the added token ", token.text, ", got ", token.id);
     bytes[token.id] = token.text, special[token.id] = token.special, known[token.id] = true;
   }
   for (int b = 0; b < 256; ++b) {

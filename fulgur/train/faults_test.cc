@@ -139,7 +139,9 @@ TEST_F(CheckpointFaults, AShortWriteIsFinished) {
         EXPECT_NE(Faults::name, "write");  // other calls have no short form: they failed with errno 0
       }
     }
-    if (Faults::name == "write") EXPECT_EQ(newest(), 2) << call;
+    if (Faults::name == "write") {
+      EXPECT_EQ(newest(), 2) << call;
+    }
     fs::remove_all(run / "checkpoints/pretrain-00000002");
   }
 }

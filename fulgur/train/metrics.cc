@@ -2,6 +2,8 @@
 
 #include <fstream>
 
+#include "fulgur/base/error.h"
+
 namespace fulgur {
 namespace {
 
@@ -20,7 +22,12 @@ std::vector<Json> read_metrics(const std::filesystem::path& path) {
   std::vector<Json> out;
   std::ifstream in(path);
   for (std::string line; std::getline(in, line);) {
-    Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    Json json;
+    try {
+      json = parse_json(line, path.string());
+    } catch (const InputError&) {
+      continue;
+    }
     bool whole = json.is_object() && json.contains("stage") && json["stage"].is_string() && json.contains("step") &&
                  json["step"].is_number_integer();
     if (whole) out.push_back(std::move(json));

@@ -38,16 +38,13 @@ inline std::filesystem::path put(const std::string& name, std::string_view bytes
   return path;
 }
 
-// JSON that a target changes before a reader sees it; discarded (no object) where it is damaged, or nests so deep that
-// copying and printing it, which recurse, would be the target's own fault.
-inline Json parse_shallow(std::string_view bytes) {
-  bool deep = false;
-  auto watch = [&](int depth, Json::parse_event_t, Json&) {
-    deep |= depth > 100;
-    return true;
-  };
-  Json json = Json::parse(bytes, watch, /*allow_exceptions=*/false);
-  return deep ? Json(Json::value_t::discarded) : json;
+// JSON that a target changes before a reader sees it; discarded (no object) where it is none.
+inline Json parse_or_discard(std::string_view bytes) {
+  try {
+    return parse_json(bytes, "input");
+  } catch (const InputError&) {
+    return Json::value_t::discarded;
+  }
 }
 
 inline std::string_view view(const uint8_t* data, size_t size) { return {reinterpret_cast<const char*>(data), size}; }

@@ -49,7 +49,7 @@ void visit_file(const fs::path& path, const std::function<void(Document)>& visit
   if (kind == ".jsonl") return visit_lines(path, bytes, visit);
   if (bytes.find('\0') != std::string::npos) return;  // not text
   bool html = kind == ".html" || kind == ".htm";
-  visit({path.string(), html ? html_text(valid_utf8(bytes)) : valid_utf8(bytes)});
+  visit({path.string(), valid_utf8(html ? html_text(valid_utf8(bytes), path.string()) : bytes)});
 }
 
 }  // namespace

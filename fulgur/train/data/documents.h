@@ -17,7 +17,8 @@ struct Document {
 // anything else that is text. Files with NUL bytes are skipped. Throws InputError naming the file (and line).
 void for_each_document(const std::filesystem::path& path, const std::function<void(Document)>& visit);
 
-// The text a reader of the page sees; scripts, styles and the head are left out, block elements end lines.
-std::string html_text(std::string_view html);
+// The text a reader of the page sees; scripts, styles and the head are left out, block elements end lines. Throws InputError
+// with `name` where elements nest thousands deep. Character references may make the text invalid UTF-8.
+std::string html_text(std::string_view html, const std::string& name);
 
 }  // namespace fulgur

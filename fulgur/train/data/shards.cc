@@ -80,7 +80,8 @@ TokenShards::TokenShards(const fs::path& folder, const std::string& split) {
       previous = int64_t(offset);
     }
     const std::byte* tokens = index + 8 * (h.documents + 1);
-    text_bytes_ += int64_t(h.text_bytes);
+    bool fits = h.text_bytes <= uint64_t(INT64_MAX) && !__builtin_add_overflow(text_bytes_, int64_t(h.text_bytes), &text_bytes_);
+    FULGUR_CHECK(fits, "[shard] ", path.string(), ": expected a size of text in bytes, got ", h.text_bytes);
     checksum_ = crc_of(&h.crc, 4, checksum_);
     shards_.push_back({std::move(file), tokens, first, int64_t(h.token_bytes)});
   }
