@@ -18,7 +18,8 @@ double schedule_share(const StageConfig& c, int64_t step) {
   if (step < c.warmup_steps) return double(step + 1) / double(c.warmup_steps);
   int64_t steps = stage_steps(c);
   auto toward_end = [&](double begin) {  // 0 at `begin`, 1 at the last step
-    return std::clamp((double(step) - begin) / std::max(1.0, double(steps - 1) - begin), 0.0, 1.0);
+    double span = double(steps - 1) - begin;
+    return span > 0 ? std::clamp((double(step) - begin) / span, 0.0, 1.0) : 0.0;
   };
   if (c.schedule == "constant") return 1;
   if (c.schedule == "linear") return 1 - (1 - c.final_lr) * toward_end(double(c.warmup_steps));
