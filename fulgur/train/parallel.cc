@@ -25,6 +25,7 @@ using Seconds = std::chrono::duration<double>;
 using c10::intrusive_ptr;
 
 constexpr double kBeatSeconds = 0.5;
+constexpr double kSuspectSeconds = 2;                        // of silence that are enough once a collective has failed
 constexpr auto kCollectiveTimeout = std::chrono::hours(24);  // silence is noticed by the heartbeat, a hang by the watchdog
 
 std::vector<uint8_t> bytes_of(const std::string& text) { return {text.begin(), text.end()}; }
@@ -68,6 +69,7 @@ class Heartbeat {
   // Who is gone, as far as it shows within the time of silence; empty when nobody is.
   std::string wait_for_loss() {
     std::unique_lock lock(mutex_);
+    silence_ = std::min(silence_, kSuspectSeconds);
     changed_.wait_for(lock, Seconds(silence_ + 3), [this] { return !loss_.empty(); });
     heard_ = true;
     return loss_;
@@ -86,7 +88,7 @@ class Heartbeat {
         std::string now = store_->check({cat("alive/", next)}) ? text_of(store_->get(cat("alive/", next))) : "";
         if (now != seen) seen = now, seen_at = Clock::now();
         double silent = Seconds(Clock::now() - seen_at).count();
-        if (loss.empty() && now != "done" && silent > silence_) {
+        if (loss.empty() && now != "done" && silent > silence()) {
           loss = cat("[parallel] ", names_[next], ": expected a sign of life, got none for ", int(silent * 10) / 10.0, " s");
           store_->set("lost", bytes_of(loss));
         }
@@ -101,6 +103,11 @@ class Heartbeat {
       store_->set(cat("alive/", launch_.rank), bytes_of("done"));
     } catch (const std::exception&) {  // nobody is left to be told
     }
+  }
+
+  double silence() {
+    std::lock_guard lock(mutex_);
+    return silence_;
   }
 
   static std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
