@@ -32,16 +32,19 @@ int system_open(const char* path, int flags, mode_t mode) { return ::open(path, 
 
 // Closes on scope exit; the success path closes by hand, because close() itself can report a full disk.
 struct Descriptor {
-  int fd;
+  explicit Descriptor(int opened) : fd(opened) {}
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
   ~Descriptor() {
     if (fd >= 0) ::close(fd);
   }
+  int fd;
 };
 
 int open_to_read(const fs::path& path) {
   int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) fail(path, "open");
-  struct stat info;
+  struct stat info = {};
   if (::fstat(fd, &info) == 0 && S_ISDIR(info.st_mode)) {
     ::close(fd);
     throw InputError(cat("[file] ", path.string(), ": expected a file, got a folder"));
@@ -178,7 +181,7 @@ void AppendFile::sync() {
 
 MappedFile::MappedFile(const fs::path& path) {
   Descriptor file{open_to_read(path)};
-  struct stat info;
+  struct stat info = {};
   if (::fstat(file.fd, &info) != 0) fail(path, "stat");
   size_ = info.st_size;
   if (size_ == 0) return;

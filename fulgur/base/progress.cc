@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
 
 namespace fulgur {
@@ -57,7 +58,7 @@ std::string human_count(double value) {
 
 std::string human_time(double seconds) {
   char out[32];
-  int whole = int(seconds + 0.5);
+  int whole = int(std::lround(seconds));
   if (seconds < 10) std::snprintf(out, sizeof out, "%.1fs", seconds);
   else if (whole < 60) std::snprintf(out, sizeof out, "%ds", whole);
   else if (whole < 3600) std::snprintf(out, sizeof out, "%dm %02ds", whole / 60, whole % 60);

@@ -13,6 +13,8 @@ class Progress {
   // `unit` names what is counted: "tok", "MB". `done` may start above 0 when a stage is resumed.
   Progress(std::string name, std::string unit, int64_t total, int64_t done = 0);
   ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
   // `detail` follows rate and time left: "loss 2.31".
   void update(int64_t done, const std::string& detail = "");
   double rate() const;  // units a second since the start

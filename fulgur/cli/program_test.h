@@ -19,7 +19,7 @@ namespace fulgur {
 namespace fs = std::filesystem;
 
 struct Output {
-  int code;
+  int code = 0;
   std::string out;  // standard output and error
 };
 

@@ -15,12 +15,12 @@ const char* form_name(EvalForm form);
 
 // What tokens at positions [first, last) of their document cost.
 struct PositionLoss {
-  int64_t first, last, tokens = 0;
+  int64_t first = 0, last = 0, tokens = 0;
   double bits_per_byte = 0;
 };
 
 struct Perplexity {
-  EvalForm form;
+  EvalForm form = EvalForm::dense;
   int64_t context = 0;
   int64_t tokens = 0;  // predicted
   double nll = 0;      // nats a token

@@ -44,8 +44,8 @@ at::Tensor mlp(const MlpWeights& w, const at::Tensor& x_ND) {
 struct Transformer::Pass {
   const Batch& batch;
   const ForwardOptions& options;
-  Cache* cache;
-  std::vector<LayerLosses>* losses;
+  Cache* cache = nullptr;
+  std::vector<LayerLosses>* losses = nullptr;
   ops::Rotation rotation;
 
   LayerTrace* trace() const { return options.trace ? &options.trace->back() : nullptr; }

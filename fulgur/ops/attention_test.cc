@@ -26,7 +26,7 @@ FULGUR_EACH_ISA(AttentionOps);
 
 TEST_P(AttentionOps, DenseEqualsTheReferenceOverSeveralDocuments) {
   at::manual_seed(1);
-  for (auto lengths : {std::vector<int>{4, 1}, {5, 130, 1, 70}, {200}}) {
+  for (const auto& lengths : {std::vector<int>{4, 1}, {5, 130, 1, 70}, {200}}) {
     auto visible = documents(lengths);
     int64_t N = visible.size(0);
     auto op = [&](const List& in) { return std::get<0>(dense_mla(in[0], in[1], in[2], visible, 0.2)); };
@@ -71,7 +71,8 @@ at::Tensor every_third(int64_t rows, int64_t k) {
 
 TEST_P(AttentionOps, SparseEqualsTheReferenceAndNeverReadsWhatIsNotSelected) {
   at::manual_seed(3);
-  for (auto [N, H, R, P, K] : {std::array{7, 1, 8, 2, 3}, {70, 5, 19, 6, 11}, {40, 4, 32, 16, 64}}) {
+  for (auto [N, H, rank, P, K] : {std::array{7, 1, 8, 2, 3}, {70, 5, 19, 6, 11}, {40, 4, 32, 16, 64}}) {
+    int64_t R = rank;  // a lambda of C++20 may capture it, but not before clang 16
     auto selected = every_third(N, K);
     auto op = [&](const List& in) { return std::get<0>(sparse_mla(in[0], in[1], selected, R, 0.2)); };
     auto expected = [&](const List& in) { return std::get<0>(reference::sparse_mla(in[0], in[1], selected, R, 0.2)); };

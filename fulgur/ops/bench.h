@@ -29,7 +29,7 @@ inline std::function<void()> train(std::vector<at::Tensor> leaves, std::function
   return [leaves = std::move(leaves), f = std::move(f)] {
     auto y = f();
     y.backward(at::ones_like(y));
-    for (auto leaf : leaves) leaf.mutable_grad() = at::Tensor();
+    for (const auto& leaf : leaves) leaf.mutable_grad() = at::Tensor();
   };
 }
 

@@ -88,7 +88,7 @@ inline Vec exp(Vec x) {
   Vec y = p * reinterpret_cast<Vec>(bits);
   y = x < -87.33654f ? Vec{} : y;
   y = x > 88.0f ? splat(INFINITY) : y;
-  return x != x ? x : y;
+  return x != x ? x : y;  // NaN stays NaN. NOLINT(misc-redundant-expression)
 }
 
 inline float exp(float x) { return exp(splat(x))[0]; }

@@ -65,6 +65,6 @@ class EachIsa : public testing::TestWithParam<const char*> {
 
 }  // namespace fulgur::ops
 
-#define FULGUR_EACH_ISA(name)                    \
-  class name : public ::fulgur::ops::EachIsa {}; \
+#define FULGUR_EACH_ISA(name)                                                             \
+  class name : public ::fulgur::ops::EachIsa {}; /* NOLINT(bugprone-macro-parentheses) */ \
   INSTANTIATE_TEST_SUITE_P(Isa, name, testing::Values("portable", "avx2", "avx512"))

@@ -8,10 +8,13 @@
 namespace fulgur {
 
 struct Splitter::Impl {
-  std::vector<pcre2_code*> codes;
+  Impl() = default;
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
   ~Impl() {
     for (auto* code : codes) pcre2_code_free(code);
   }
+  std::vector<pcre2_code*> codes;
 };
 
 Splitter::Splitter(const std::vector<std::string>& patterns, const std::string& name) : impl_(std::make_unique<Impl>()) {

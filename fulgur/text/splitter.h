@@ -16,6 +16,8 @@ class Splitter {
   ~Splitter();
   Splitter(Splitter&&) noexcept;
   Splitter& operator=(Splitter&&) noexcept;
+  Splitter(const Splitter&) = delete;
+  Splitter& operator=(const Splitter&) = delete;
 
   // Views into `text`, which must be valid UTF-8; together they are the whole text.
   std::vector<std::string_view> split(std::string_view text) const;

@@ -17,6 +17,9 @@ class Tokenizer {
   explicit Tokenizer(const std::filesystem::path& tokenizer_json);
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) = delete;
+  Tokenizer(const Tokenizer&) = delete;
+  Tokenizer& operator=(const Tokenizer&) = delete;
 
   // With parse_special the added tokens' texts become their ids (leftmost, longest); else they are text. Invalid UTF-8
   // is read as U+FFFD, one for each maximal invalid part.

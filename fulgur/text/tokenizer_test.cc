@@ -77,7 +77,7 @@ TEST(Tokenizer, AnyTextComesBack) {
 TEST(Tokenizer, RefusesFilesThatAreNoTokenizer) {
   auto path = std::filesystem::path(testing::TempDir()) / "tokenizer.json";
   auto good = read_file(kGolden + "tokenizer.json");
-  for (std::string bad : {std::string("{}"), std::string("[]"), std::string("{\"model\": {\"vocab\": 3}}"),
+  for (const auto& bad : {std::string("{}"), std::string("[]"), std::string("{\"model\": {\"vocab\": 3}}"),
                           std::string("not json"), good.substr(0, good.size() / 2)}) {
     write_file_atomic(path, bad);
     EXPECT_THROW(Tokenizer{path}, InputError) << bad.substr(0, 40);

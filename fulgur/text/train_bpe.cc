@@ -30,7 +30,7 @@ class Trainer {
   Trainer(const WordCounts& words, const BpeOptions& options) : options_(options) {
     for (const auto& token : options.special_tokens) model_.vocab.push_back(token);
     std::vector<std::string> characters(byte_characters().begin(), byte_characters().end());
-    std::array<int32_t, 256> id;
+    std::array<int32_t, 256> id{};
     std::vector<int> order(256);
     for (int b = 0; b < 256; ++b) order[b] = b;
     std::sort(order.begin(), order.end(), [&](int a, int b) { return characters[a] < characters[b]; });

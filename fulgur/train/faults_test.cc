@@ -49,6 +49,8 @@ struct Faults {
     at = call, error = with, calls = 0, name.clear();
     system_calls() = {open, write, fsync, close, rename, mkdir};
   }
+  Faults(const Faults&) = delete;
+  Faults& operator=(const Faults&) = delete;
   ~Faults() { system_calls() = real; }
 };
 

@@ -56,6 +56,8 @@ class Heartbeat {
         silence_(silence_seconds),
         store_(connect(launch, /*serve=*/false, silence_seconds)),
         thread_([this] { run(); }) {}
+  Heartbeat(const Heartbeat&) = delete;
+  Heartbeat& operator=(const Heartbeat&) = delete;
 
   ~Heartbeat() {
     {

@@ -43,6 +43,8 @@ struct Corpus {
                     .shard_tokens = shard_tokens},
                    [](int64_t, int64_t) {});
   }
+  Corpus(const Corpus&) = delete;
+  Corpus& operator=(const Corpus&) = delete;
   ~Corpus() { fs::remove_all(folder); }
 };
 

@@ -35,7 +35,7 @@ at::Tensor forward_loss(Transformer& model, const StageConfig& config, const Tra
     }
   }
   sums.kl.resize(losses.size()), sums.load.resize(losses.size());
-  double sequences = double(config.batch_tokens / config.context);
+  double sequences = double(config.batch_tokens) / double(config.context);
   for (size_t i = 0; i < losses.size(); ++i) {
     if (losses[i].kl_N.defined()) {
       auto rows = losses[i].kl_N;

@@ -9,7 +9,7 @@ RegisterBench cases([] {
   auto q = leaf({N, J, D}), k = leaf({S, D}), w = leaf({N, J});
   auto qd = q.detach(), kd = k.detach(), wd = w.detach();
   auto visible = at::stack({at::zeros({N}, at::kInt), at::arange(S - N + 1, S + 1, at::kInt)}, 1).contiguous();
-  double pairs = double(N) * (S - N / 2), flops = 2.0 * J * D * pairs, bytes = 4.0 * (N * J * D + S * D);
+  double pairs = double(N) * (S - N / 2.0), flops = 2.0 * J * D * pairs, bytes = 4.0 * (N * J * D + S * D);
   std::vector<BenchCase> out;
   out.push_back(
       {"indexer_top_k", "N256 S4096 J16 D128 K256", flops, bytes, [=] { indexer_top_k(qd, kd, wd, visible, K); },

@@ -15,7 +15,7 @@ TEST(Quantize, EveryFloatRoundsAsAtensDoes) {
 
 TEST(Quantize, SimulationIsTheReferencesAndPassesGradientsThrough) {
   at::manual_seed(2);
-  for (auto sizes : {std::vector<int64_t>{5, 300}, {2, 3, 64}}) {
+  for (const auto& sizes : {std::vector<int64_t>{5, 300}, {2, 3, 64}}) {
     auto x = at::randn(sizes) * 10;
     EXPECT_TRUE(at::equal(simulate_fp8(x), reference::simulate_fp8(x)));
   }

@@ -13,6 +13,8 @@ namespace fs = std::filesystem;
 struct Folder {
   fs::path path = fs::path(testing::TempDir()) / ("data-" + std::to_string(::getpid()));
   Folder() { fs::remove_all(path), fs::create_directories(path); }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
   ~Folder() { fs::remove_all(path); }
   void put(const std::string& name, const std::string& text) const { write_file_atomic(path / name, text); }
 };

@@ -31,7 +31,7 @@ uint32_t crc_of(const void* data, size_t size, uint32_t start = 0) {
 
 // A shard's file, every number checked against its size before it is believed.
 Header checked_header(const fs::path& path, std::span<const std::byte> bytes) {
-  Header h;
+  Header h{};
   FULGUR_CHECK(bytes.size() >= sizeof h, "[shard] ", path.string(), ": expected at least ", sizeof h, " bytes, got ",
                bytes.size());
   std::memcpy(&h, bytes.data(), sizeof h);
