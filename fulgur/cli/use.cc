@@ -151,7 +151,9 @@ void add_report(CLI::App& app, Common& common) {
   command->add_option("--out", o->out, "Where the page goes (default: report.html, compare.html in the first run's directory)");
   command->footer("Example:\n  fulgur report runs/speedrun\n  fulgur report runs/before runs/after");
   command->callback([=, &common] {
-    Json said = o->runs.size() > 1 ? compare_runs(o->runs, o->out) : Json{{"report", write_report(o->runs[0], o->out).string()}};
+    Json said;
+    if (o->runs.size() > 1) said = compare_runs(o->runs, o->out);
+    else said["report"] = write_report(o->runs[0], o->out).string();
     if (common.json) return void(std::printf("%s\n", said.dump(-1, ' ', false, Json::error_handler_t::replace).c_str()));
     if (o->runs.size() > 1) std::printf("%s\n", comparison_text(said).c_str());
     std::printf("%s\n", said["report"].get<std::string>().c_str());
