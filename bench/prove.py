@@ -19,8 +19,9 @@ when every check holds. Topics, with what they need beyond the build:
   faults    every system call of a checkpoint's write failing or never made; a full and a read-only disk
   rank      a rank killed under torchrun and by hand: detected, named, restarted, equal result
   extend    the speedrun's model from 512 to 2,048 tokens: bits/byte by position (about 6 minutes)
-  fuzz      every reader for 10 minutes
+  fuzz      every reader for 10 minutes, one on each core (about 40 minutes on two)
   sanitize  the suite with address and undefined-behaviour sanitizers, threads of our own with thread's; ./dev lint
+            (about 50 minutes on two cores, most of it two builds)
 """
 import hashlib
 import json

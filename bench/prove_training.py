@@ -267,7 +267,7 @@ def sanitize():
         done = subprocess.run(f"cmake --preset {preset} && cmake --build --preset {preset} && ctest --preset {preset}", shell=True, cwd=ROOT, text=True,
                               capture_output=True)
         found = re.search(r"(\d+)% tests passed.*out of \d+", done.stdout)
-        check(what, "clean", found[0] if found else done.stderr[-300:], done.returncode == 0)
+        check(what, "clean", found[0] if found else " ".join(done.stderr.split())[-300:], done.returncode == 0)
     done = call(ROOT / "dev", "lint")
     check("./dev lint", "clean", f"exit {done.returncode} {done.stderr[-200:]}".strip(), done.returncode == 0)
 
