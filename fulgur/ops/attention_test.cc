@@ -139,6 +139,18 @@ TEST_P(AttentionOps, SelectionIsThatOfAFullSort) {
   }
 }
 
+TEST_P(AttentionOps, TopKOfLongRowsIsThatOfAFullSort) {
+  at::manual_seed(9);
+  int64_t S = 20003;
+  auto rising = at::arange(S, at::kFloat), some_nan = at::randn({S});
+  some_nan.masked_fill_(at::rand({S}) < 0.3, NAN);
+  auto rows =
+      at::stack({at::randn({S}), rising, -rising, at::randint(-2, 3, {S}).to(at::kFloat), some_nan, at::full({S}, -INFINITY)});
+  auto lengths = at::tensor({20003, 20003, 20001, 20000, 20003, 19999}, at::kInt);
+  for (int64_t k : {1, 300, 5000, 19998, 20003})
+    EXPECT_TRUE(at::equal(top_k(rows, lengths, k), reference::top_k(rows, lengths, k))) << k;
+}
+
 TEST(TopK, TiesGoToTheSmallerIndexAndZerosAreEqual) {
   auto scores = at::tensor({0.0f, -0.0f, 1.0f, 0.0f, NAN, -1.0f}).unsqueeze(0);
   auto pick = [&](int64_t k) { return top_k(scores, at::full({1}, 6, at::kInt), k); };

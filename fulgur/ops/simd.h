@@ -22,6 +22,7 @@ constexpr int kLanes = 8;
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t VecInt __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t VecUint __attribute__((vector_size(kLanes * 4)));
 typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 
 inline Vec load(const float* at) { return *reinterpret_cast<const UnalignedVec*>(at); }
@@ -93,12 +94,63 @@ inline Vec exp(Vec x) {
 
 inline float exp(float x) { return exp(splat(x))[0]; }
 
+typedef int32_t UnalignedVecInt __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+inline VecInt load_int(const int32_t* at) { return *reinterpret_cast<const UnalignedVecInt*>(at); }
+
+inline VecInt lane_numbers() {
+  VecInt out;
+  for (int i = 0; i < kLanes; ++i) out[i] = i;
+  return out;
+}
+
+// Bit i is set where lane i is greater than `than`.
+inline uint32_t greater(VecInt value, int32_t than) {
+#if defined(__AVX512F__)
+  return _mm512_cmpgt_epi32_mask(reinterpret_cast<__m512i>(value), _mm512_set1_epi32(than));
+#elif defined(__AVX2__)
+  auto lanes = _mm256_cmpgt_epi32(reinterpret_cast<__m256i>(value), _mm256_set1_epi32(than));
+  return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(lanes)));
+#else
+  uint32_t out = 0;
+  for (int i = 0; i < kLanes; ++i) out |= uint32_t(value[i] > than) << i;
+  return out;
+#endif
+}
+
+// Stores the lanes whose bits are set one behind another, and may write kLanes elements; returns how many.
+inline int compress(int32_t* to, VecInt value, uint32_t lanes) {
+#if defined(__AVX512F__)
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(lanes), reinterpret_cast<__m512i>(value)));
+#else
+  for (uint32_t left = lanes; left != 0; left &= left - 1) *to++ = value[__builtin_ctz(left)];
+#endif
+  return __builtin_popcount(lanes);
+}
+
 // bf16 is the upper half of an f32; rounding is to nearest even, NaN stays a quiet NaN.
 inline float from_bf16(uint16_t value) {
   uint32_t bits = uint32_t(value) << 16;
   float out;
   std::memcpy(&out, &bits, 4);
   return out;
+}
+
+inline Vec from_bf16(const uint16_t* at) {
+  typedef uint16_t Halves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+  return reinterpret_cast<Vec>(__builtin_convertvector(*reinterpret_cast<const Halves*>(at), VecUint) << 16);
+}
+
+// The nearest bf16, as an f32.
+inline Vec round_to_bf16(Vec value) {
+  VecUint bits = reinterpret_cast<VecUint>(value);
+  VecUint rounded = bits + 0x7fff + ((bits >> 16) & 1), quiet = bits | 0x400000;
+  bits = (bits & 0x7fffffff) > 0x7f800000u ? quiet : rounded;
+  return reinterpret_cast<Vec>(bits & 0xffff0000u);
+}
+
+inline void to_bf16(Vec value, uint16_t* at) {
+  typedef uint16_t Halves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+  *reinterpret_cast<Halves*>(at) = __builtin_convertvector(reinterpret_cast<VecUint>(round_to_bf16(value)) >> 16, Halves);
 }
 
 inline uint16_t to_bf16(float value) {

@@ -58,21 +58,9 @@ Tensor select_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, co
   const int* range = visible.const_data_ptr<int>();
   int* out = selected.mutable_data_ptr<int>();
   auto params = params_of(q, keys, w, range);
-  auto kernel = FULGUR_CALL(indexer_score_block);
+  auto kernel = FULGUR_CALL(indexer_select_block);
   auto blocks = row_blocks(visible, kIndexerRows);
-  parallel_for(int64_t(blocks.size()), [&](int64_t i) {
-    auto [first, last] = blocks[i];
-    int64_t begin = range[2 * first], longest = 0;
-    for (int64_t row = first; row < last; ++row) longest = std::max<int64_t>(longest, range[2 * row + 1] - begin);
-    static thread_local std::vector<float> scores;
-    if (longest > k) {
-      scores.resize(std::max<size_t>(scores.size(), (last - first) * longest));
-      kernel(params, first, last, begin, longest, scores.data(), longest);
-    }
-    for (int64_t row = first; row < last; ++row)
-      select_top_k(scores.data() + (row - first) * longest, std::max<int64_t>(0, range[2 * row + 1] - begin), k, int32_t(begin),
-                   out + row * k);
-  });
+  parallel_for(int64_t(blocks.size()), [&](int64_t i) { kernel(params, blocks[i].first, blocks[i].last, k, out); });
   return selected;
 }
 
@@ -88,10 +76,11 @@ Tensor top_k_cpu(const Tensor& scores_in, const Tensor& lengths_in, int64_t k) {
   int64_t S = scores.size(1);
   auto selected = at::empty({scores.size(0), k}, lengths.options());
   const int* length = lengths.const_data_ptr<int>();
-  for (int64_t row = 0; row < scores.size(0); ++row) {
+  for (int64_t row = 0; row < scores.size(0); ++row)
     FULGUR_CHECK(length[row] >= 0 && length[row] <= S, "[top_k] expected lengths up to ", S, ", got ", length[row]);
-    select_top_k(scores.const_data_ptr<float>() + row * S, length[row], k, 0, selected.mutable_data_ptr<int>() + row * k);
-  }
+  const float* from = scores.const_data_ptr<float>();
+  int* out = selected.mutable_data_ptr<int>();
+  parallel_for(scores.size(0), [&](int64_t row) { select_top_k(from + row * S, length[row], k, 0, out + row * k); });
   return selected;
 }
 
@@ -130,6 +119,10 @@ Tensor indexer_top_k(const Tensor& q_NJD, const Tensor& k_SD, const Tensor& w_NJ
 Tensor top_k(const Tensor& scores_NS, const Tensor& lengths_N, int64_t k) {
   static const auto op = typed<TopK>("top_k");
   return op.call(scores_NS, lengths_N, k);
+}
+
+void select_top_k(const float* scores, int64_t count, int64_t k, int32_t offset, int32_t* out) {
+  FULGUR_CALL(top_k_row)(scores, count, k, offset, out);
 }
 
 }  // namespace fulgur::ops

@@ -14,6 +14,10 @@ RegisterBench cases([] {
   out.push_back(
       {"indexer_top_k", "N256 S4096 J16 D128 K256", flops, bytes, [=] { indexer_top_k(qd, kd, wd, visible, K); },
        [=] { reference::top_k(reference::indexer_scores(qd, kd, wd, visible), visible.select(1, 1).contiguous(), K); }});
+  constexpr int64_t L = 131072, R = 64;
+  auto scores = at::randn({R, L}).abs(), lengths = at::full({R}, L, at::kInt);
+  out.push_back({"top_k", "R64 L131072 k2048", 0, 4.0 * R * L, [=] { top_k(scores, lengths, 2048); },
+                 [=] { reference::top_k(scores, lengths, 2048); }});
   constexpr int64_t T = 512, H = 8, E = 192;
   auto tq = leaf({T, J, D}), tk = leaf({T, D}), tw = leaf({T, J});
   auto aq = at::randn({T, H, E}), ak = at::randn({T, H, E}), lse = at::full({T, H}, 6.0f);

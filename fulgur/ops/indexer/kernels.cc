@@ -1,5 +1,6 @@
 #include "fulgur/ops/indexer/kernels.h"
 
+#include "fulgur/ops/indexer/top_k.h"
 #include "fulgur/ops/linear/gemm_kernel.h"
 #include "fulgur/ops/simd_rows.h"
 
@@ -116,6 +117,34 @@ void indexer_score_block(const IndexerParams& p, int64_t first, int64_t last, in
     for (int64_t r = 0; r < rows; ++r)
       weigh(dots + r * p.J * kIndexerTile, p.w + (first + r) * p.J, p.J, kIndexerTile, keys, scores + r * stride + at);
   }
+}
+
+void indexer_select_block(const IndexerParams& p, int64_t first, int64_t last, int64_t k, int32_t* selected) {
+  static thread_local TopK best[kIndexerRows];
+  int64_t rows = last - first, begin = p.visible[2 * first], end = begin;
+  for (int64_t r = 0; r < rows; ++r) {
+    best[r].start(k);
+    end = std::max<int64_t>(end, p.visible[2 * (first + r) + 1]);
+  }
+  float scores[kIndexerRows * kIndexerTile] = {};
+  for (int64_t key = begin; key < end; key += kIndexerTile) {
+    int64_t count = std::min(kIndexerTile, end - key);
+    // Where all keys are chosen, no score matters.
+    if (end - begin > k) indexer_score_block(p, first, last, key, count, scores, kIndexerTile);
+    for (int64_t r = 0; r < rows; ++r)
+      best[r].add(scores + r * kIndexerTile, std::min(count, p.visible[2 * (first + r) + 1] - key), int32_t(key));
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    int32_t* out = selected + (first + r) * k;
+    std::fill(out + best[r].finish(out), out + k, -1);
+  }
+}
+
+void top_k_row(const float* scores, int64_t count, int64_t k, int32_t offset, int32_t* selected) {
+  static thread_local TopK best;
+  best.start(k);
+  best.add(scores, count, offset);
+  std::fill(selected + best.finish(selected), selected + k, -1);
 }
 
 void indexer_kl_dense_block(const IndexerKlParams& p, int64_t first, int64_t last) {

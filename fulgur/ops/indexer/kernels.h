@@ -44,6 +44,10 @@ constexpr int64_t kIndexerTile = 256;  // keys a tile
 // scores[r * stride + i] of rows [first, last) with keys [key, key + count).
 FULGUR_KERNEL(void, indexer_score_block,
               (const IndexerParams&, int64_t first, int64_t last, int64_t key, int64_t count, float* scores, int64_t stride))
+// selected[row * k + i]: the k best keys of rows [first, last), which begin at one key, ascending; -1 behind the last.
+FULGUR_KERNEL(void, indexer_select_block, (const IndexerParams&, int64_t first, int64_t last, int64_t k, int32_t* selected))
+// The same of one row of scores, whose first has index `offset`.
+FULGUR_KERNEL(void, top_k_row, (const float* scores, int64_t count, int64_t k, int32_t offset, int32_t* selected))
 FULGUR_KERNEL(void, indexer_kl_dense_block, (const IndexerKlParams&, int64_t first, int64_t last))
 FULGUR_KERNEL(void, indexer_kl_dense_backward_block, (const IndexerKlParams&, int64_t first, int64_t last))
 FULGUR_KERNEL(void, indexer_kl_sparse_row, (const IndexerKlParams&, int64_t row))

@@ -1,0 +1,97 @@
+// The k best of a stream of scores, for kernels.cc files: larger first, then smaller index; NaN lowest, -0 equal to +0.
+//
+// Kept are the scores above a threshold, in a buffer of a few k; when it is full the exact k best stay and the k-th becomes
+// the threshold. Of n scores in random order about k * (1 + ln(n / k)) are ever stored, the others cost one comparison of
+// vectors: one pass over the scores, memory O(k). Nothing depends on the instruction set: the result is exact.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "fulgur/ops/simd.h"
+
+namespace fulgur::FULGUR_ISA {
+
+class TopK {
+ public:
+  void start(int64_t k) {
+    k_ = k, count_ = 0, threshold_ = INT32_MIN;
+    capacity_ = std::max<int64_t>(4 * k, 1024);
+    if (int64_t(order_.size()) < capacity_ + kLanes) order_.resize(capacity_ + kLanes), index_.resize(capacity_ + kLanes);
+  }
+
+  // Scores of indices first, first + 1, ..., all above those added before.
+  void add(const float* scores, int64_t count, int32_t first) {
+    VecInt index = lane_numbers() + first;
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes, index += kLanes) {
+      VecInt order = order_of(load(scores + i));
+      append(order, index, greater(order, threshold_));
+    }
+    if (i >= count) return;
+    float tail[kLanes] = {};
+    std::copy(scores + i, scores + count, tail);
+    VecInt order = order_of(load(tail));
+    append(order, index, greater(order, threshold_) & ((1u << (count - i)) - 1));
+  }
+
+  // Writes the indices in ascending order; returns how many, k at most.
+  int64_t finish(int32_t* out) {
+    if (count_ > k_) keep_best();
+    std::copy_n(index_.data(), count_, out);
+    return count_;
+  }
+
+ private:
+  // Whole numbers that order as the scores do, all above INT32_MIN.
+  static VecInt order_of(Vec score) {
+    VecInt bits = reinterpret_cast<VecInt>(score + 0.0f);  // -0 + 0 is +0
+    VecInt order = bits ^ ((bits >> 31) & INT32_MAX);
+    return score == score ? order : VecInt{} + (INT32_MIN + 1);  // NOLINT(misc-redundant-expression): NaN
+  }
+
+  void append(VecInt order, VecInt index, uint32_t lanes) {
+    if (lanes == 0) return;
+    compress(order_.data() + count_, order, lanes);
+    count_ += compress(index_.data() + count_, index, lanes);
+    if (count_ > capacity_ - kLanes) keep_best();
+  }
+
+  // How many of the buffer are at least `order`; what lies behind its end counts as INT32_MIN.
+  int64_t at_least(int32_t order) const {
+    VecInt total{};
+    for (int64_t i = 0; i < count_; i += kLanes) total -= load_int(order_.data() + i) >= order;
+    int64_t sum = 0;
+    for (int lane = 0; lane < kLanes; ++lane) sum += total[lane];
+    return sum;
+  }
+
+  // The k-th best, bit by bit from the highest: counting costs one comparison a vector and no branch on the data.
+  int32_t kth_best() const {
+    uint32_t best = 0;
+    for (int bit = 31; bit >= 0; --bit)
+      if (at_least(int32_t((best | 1u << bit) ^ 0x80000000u)) >= k_) best |= 1u << bit;
+    return int32_t(best ^ 0x80000000u);
+  }
+
+  // Keeps what is better than the k-th best, and of its equals the first.
+  void keep_best() {
+    std::fill_n(order_.data() + count_, kLanes, INT32_MIN);
+    threshold_ = kth_best();
+    int64_t equals = k_ - at_least(threshold_ + 1), kept = 0;
+    for (int64_t i = 0; i < count_; i += kLanes) {
+      VecInt order = load_int(order_.data() + i), index = load_int(index_.data() + i);
+      uint32_t better = greater(order, threshold_), equal = greater(order, threshold_ - 1) & ~better;
+      for (; equal != 0 && equals > 0; equal &= equal - 1, --equals) better |= equal & -equal;
+      compress(order_.data() + kept, order, better);
+      kept += compress(index_.data() + kept, index, better);
+    }
+    count_ = kept;
+  }
+
+  int64_t k_ = 0, count_ = 0, capacity_ = 0;
+  int32_t threshold_ = 0;
+  std::vector<int32_t> order_, index_;
+};
+
+}  // namespace fulgur::FULGUR_ISA
