@@ -15,6 +15,7 @@ inline Vec read(const void* base, Storage type, int64_t at, int64_t count) {
     for (int64_t i = 0; i < count; ++i) lane[i] = from[i];
   } else {
     auto* from = static_cast<const uint16_t*>(base) + at;
+    if (count >= kLanes) return from_bf16(from);
     for (int64_t i = 0; i < std::min<int64_t>(count, kLanes); ++i) lane[i] = from_bf16(from[i]);
   }
   return load(lane);
@@ -22,6 +23,7 @@ inline Vec read(const void* base, Storage type, int64_t at, int64_t count) {
 
 inline void write(void* base, Storage type, int64_t at, int64_t count, Vec value) {
   if (type == Storage::f32 && count >= kLanes) return store(static_cast<float*>(base) + at, value);
+  if (type == Storage::bf16 && count >= kLanes) return to_bf16(value, static_cast<uint16_t*>(base) + at);
   float lane[kLanes];
   store(lane, value);
   for (int64_t i = 0; i < std::min<int64_t>(count, kLanes); ++i) {
