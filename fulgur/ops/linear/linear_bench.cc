@@ -15,6 +15,17 @@ RegisterBench cases([] {
   };
   add(512, 1024, 1024, at::kFloat), add(512, 1024, 1024, at::kBFloat16), add(1, 1024, 4096, at::kFloat);
   add(4096, 128, 64, at::kFloat);
+  // Few rows by weights that lie in no cache: 2 GB of them, in turn.
+  auto weights = std::make_shared<std::vector<at::Tensor>>();
+  auto next = [weights, turn = std::make_shared<size_t>(0)]() -> const at::Tensor& {
+    while (weights->size() < 128) weights->push_back(at::rand({4096, 1024}));
+    return (*weights)[(*turn)++ % weights->size()];
+  };
+  for (int64_t N : {1, 8, 64}) {
+    auto rows = at::randn({N, 1024});
+    out.push_back({"linear of 2 GB", cat("N", N, " I1024 O4096 f32"), 2.0 * N * 1024 * 4096, 4.0 * (N * 5120 + 1024 * 4096),
+                   [=] { ops::linear(rows, next()); }, [=] { at::matmul(rows, next().t()); }});
+  }
   auto x = leaf({512, 1024}), w = leaf({1024, 1024});
   out.push_back({"linear train", "N512 I1024 O1024 f32", 6.0 * 512 * 1024 * 1024, 4.0 * 6 * 1024 * 1024,
                  train({x, w}, [=] { return ops::linear(x, w); }), train({x, w}, [=] { return at::matmul(x, w.t()); })});
