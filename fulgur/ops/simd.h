@@ -97,6 +97,8 @@ inline float exp(float x) { return exp(splat(x))[0]; }
 typedef int32_t UnalignedVecInt __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 inline VecInt load_int(const int32_t* at) { return *reinterpret_cast<const UnalignedVecInt*>(at); }
 
+inline void store_int(int32_t* at, VecInt value) { *reinterpret_cast<UnalignedVecInt*>(at) = value; }
+
 inline VecInt lane_numbers() {
   VecInt out;
   for (int i = 0; i < kLanes; ++i) out[i] = i;

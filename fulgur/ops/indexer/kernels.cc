@@ -143,7 +143,7 @@ void indexer_select_block(const IndexerParams& p, int64_t first, int64_t last, i
 void top_k_row(const float* scores, int64_t count, int64_t k, int32_t offset, int32_t* selected) {
   static thread_local TopK best;
   best.start(k);
-  best.add(scores, count, offset);
+  best.add_all(scores, count, offset);
   std::fill(selected + best.finish(selected), selected + k, -1);
 }
 

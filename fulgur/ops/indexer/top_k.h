@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "fulgur/ops/simd.h"
@@ -35,6 +36,24 @@ class TopK {
     append(order, index, greater(order, threshold_) & ((1u << (count - i)) - 1));
   }
 
+  // Of all scores at once: a threshold guessed from one vector in many spares most of the buffering. Where it turns out too
+  // high, all are looked at again.
+  void add_all(const float* scores, int64_t count, int32_t first) {
+    constexpr int64_t kSample = 128;
+    int64_t stride = count / (kSample * kLanes) * kLanes;
+    if (stride >= 8 * kLanes && capacity_ >= kSample * kLanes) {
+      for (int64_t i = 0; i < kSample; ++i) store_int(order_.data() + i * kLanes, order_of(load(scores + i * stride)));
+      count_ = kSample * kLanes;
+      double expected = double(k_) * double(count_) / double(count);
+      threshold_ = nth_best(std::min(count_, int64_t(expected + 4 * std::sqrt(expected)) + 1)) - 1;
+      count_ = 0;
+      add(scores, count, first);
+      if (count_ >= k_) return;
+      start(k_);
+    }
+    add(scores, count, first);
+  }
+
   // Writes the indices in ascending order; returns how many, k at most.
   int64_t finish(int32_t* out) {
     if (count_ > k_) keep_best();
@@ -50,8 +69,8 @@ class TopK {
     return score == score ? order : VecInt{} + (INT32_MIN + 1);  // NOLINT(misc-redundant-expression): NaN
   }
 
+  // Without a branch on the data: one vector in three has a score worth keeping, which nobody can predict.
   void append(VecInt order, VecInt index, uint32_t lanes) {
-    if (lanes == 0) return;
     compress(order_.data() + count_, order, lanes);
     count_ += compress(index_.data() + count_, index, lanes);
     if (count_ > capacity_ - kLanes) keep_best();
@@ -66,18 +85,18 @@ class TopK {
     return sum;
   }
 
-  // The k-th best, bit by bit from the highest: counting costs one comparison a vector and no branch on the data.
-  int32_t kth_best() const {
+  // The nth best, bit by bit from the highest: counting costs one comparison a vector and no branch on the data.
+  int32_t nth_best(int64_t n) const {
     uint32_t best = 0;
     for (int bit = 31; bit >= 0; --bit)
-      if (at_least(int32_t((best | 1u << bit) ^ 0x80000000u)) >= k_) best |= 1u << bit;
+      if (at_least(int32_t((best | 1u << bit) ^ 0x80000000u)) >= n) best |= 1u << bit;
     return int32_t(best ^ 0x80000000u);
   }
 
   // Keeps what is better than the k-th best, and of its equals the first.
   void keep_best() {
     std::fill_n(order_.data() + count_, kLanes, INT32_MIN);
-    threshold_ = kth_best();
+    threshold_ = nth_best(k_);
     int64_t equals = k_ - at_least(threshold_ + 1), kept = 0;
     for (int64_t i = 0; i < count_; i += kLanes) {
       VecInt order = load_int(order_.data() + i), index = load_int(index_.data() + i);
