@@ -11,9 +11,9 @@ const void* element(const void* base, Storage type, int64_t offset) {
   return static_cast<const char*>(base) + offset * (type == Storage::f32 ? 4 : 2);
 }
 
-// dots[(r * J + j) * stride + i] = q[first + r, j] . k[i], for keys at `k` with rows of D.
-void dot_products(const IndexerParams& p, int64_t first, int64_t rows, const void* k, Storage k_type, int64_t count, float* dots,
-                  int64_t stride) {
+// dots[(r * J + j) * stride + i] = q[first + r, j] . k[i], for `count` keys at `k`; with `chosen`, for the keys of these numbers.
+void dot_products(const IndexerParams& p, int64_t first, int64_t rows, const void* k, const int32_t* chosen, int64_t count,
+                  float* dots, int64_t stride) {
   gemm_serial({.a = element(p.q, p.type, first * p.J * p.D),
                .b = k,
                .c = dots,
@@ -26,7 +26,8 @@ void dot_products(const IndexerParams& p, int64_t first, int64_t rows, const voi
                .b_col = p.D,
                .c_row = stride,
                .a_type = p.type,
-               .b_type = k_type});
+               .b_type = p.type,
+               .b_columns = chosen});
 }
 
 // One row: scores[i] = sum_j w_j relu(dots[j][i]), heads in ascending order; whole vectors, dots are padded.
@@ -113,7 +114,7 @@ void indexer_score_block(const IndexerParams& p, int64_t first, int64_t last, in
   float* dots = scratch(0, kIndexerRows * p.J * kIndexerTile);
   for (int64_t at = 0; at < count; at += kIndexerTile) {
     int64_t keys = std::min(kIndexerTile, count - at);
-    dot_products(p, first, rows, element(p.k, p.type, (key + at) * p.D), p.type, keys, dots, kIndexerTile);
+    dot_products(p, first, rows, element(p.k, p.type, (key + at) * p.D), nullptr, keys, dots, kIndexerTile);
     for (int64_t r = 0; r < rows; ++r)
       weigh(dots + r * p.J * kIndexerTile, p.w + (first + r) * p.J, p.J, kIndexerTile, keys, scores + r * stride + at);
   }
@@ -195,7 +196,7 @@ void indexer_kl_dense_backward_block(const IndexerKlParams& p, int64_t first, in
     int64_t count = std::min(kIndexerTile, end - key);
     const void* keys = element(x.k, x.type, key * x.D);
     attention_tile(p, first, rows, key, count, target);
-    dot_products(x, first, rows, keys, x.type, count, dots, kIndexerTile);
+    dot_products(x, first, rows, keys, nullptr, count, dots, kIndexerTile);
     for (int64_t r = 0; r < rows; ++r) {
       int64_t row = first + r, seen = std::clamp<int64_t>(x.visible[2 * row + 1] - key, 0, count);
       float* row_dots = dots + r * x.J * kIndexerTile;
@@ -239,25 +240,26 @@ void indexer_kl_dense_backward_block(const IndexerKlParams& p, int64_t first, in
 
 namespace {
 
-// The row's selected index keys in f32, packed; their targets; dots [J, K] and scores over them.
+// The row's selected keys; their targets; dots [J, K] and scores over them.
 struct SelectedRow {
   int64_t count;
-  float *keys, *target, *dots, *scores;
+  const int32_t* keys;
+  float *target, *dots, *scores;
 };
 
 SelectedRow selected_row(const IndexerKlParams& p, int64_t row) {
   const IndexerParams& x = p.indexer;
-  float* base = scratch(3, p.K * (x.D + x.J + 2) + 4 * kLanes);
-  SelectedRow out{0, base, base + p.K * x.D, base + p.K * (x.D + 1), base + p.K * (x.D + 1 + x.J)};
+  static thread_local std::vector<int32_t> keys;
+  keys.resize(std::max<size_t>(keys.size(), p.K));
+  float* base = scratch(3, p.K * (x.J + 2) + 4 * kLanes);
+  SelectedRow out{0, keys.data(), base, base + p.K, base + p.K * (1 + x.J)};
   for (int64_t i = 0; i < p.K; ++i) {
-    int64_t key = p.selected[row * p.K + i];
-    if (key < 0) continue;
-    for (int64_t d = 0; d < x.D; d += kLanes)
-      write(out.keys, Storage::f32, out.count * x.D + d, x.D - d, read(x.k, x.type, key * x.D + d, x.D - d));
+    if (p.selected[row * p.K + i] < 0) continue;
+    keys[out.count] = p.selected[row * p.K + i];
     out.target[out.count++] = p.target[row * p.K + i];
   }
   if (out.count == 0) return out;
-  dot_products(x, row, 1, out.keys, Storage::f32, out.count, out.dots, p.K);
+  dot_products(x, row, 1, x.k, out.keys, out.count, out.dots, p.K);
   weigh(out.dots, x.w + row * x.J, x.J, p.K, out.count, out.scores);
   return out;
 }
@@ -279,7 +281,7 @@ void indexer_kl_sparse_backward_row(const IndexerKlParams& p, int64_t row, int64
   for (int64_t i = 0; i < s.count; ++i) s.scores[i] = (exp(s.scores[i] - p.lse[row]) - s.target[i]) * p.dkl[row];
   weigh_backward(s.scores, x.w + row * x.J, x.J, p.K, s.count, s.dots, p.dw + row * x.J);
   gemm_serial({.a = s.dots,
-               .b = s.keys,
+               .b = x.k,
                .c = p.dq + row * x.J * x.D,
                .M = x.J,
                .N = x.D,
@@ -288,7 +290,9 @@ void indexer_kl_sparse_backward_row(const IndexerKlParams& p, int64_t row, int64
                .a_col = 1,
                .b_row = x.D,
                .b_col = 1,
-               .c_row = x.D});
+               .c_row = x.D,
+               .b_type = x.type,
+               .b_rows = s.keys});
   gemm_serial({.a = s.dots,
                .b = element(x.q, x.type, row * x.J * x.D),
                .c = p.contribution + slot * p.K * x.D,

@@ -23,6 +23,9 @@ struct GemmParams {
   Storage a_type = Storage::f32, b_type = Storage::f32, c_type = Storage::f32;
   bool round_b_to_bf16 = false;  // f32 master weights used as bf16: B is rounded as it is read
   bool accumulate = false;       // C += A * B, from the stored C; f32 only
+  // Where B is gathered: its column n is column b_columns[n] of what b points to, or its row k is row b_rows[k].
+  const int32_t* b_columns = nullptr;
+  const int32_t* b_rows = nullptr;
 };
 
 // On all threads; the products of one call must write to different C.

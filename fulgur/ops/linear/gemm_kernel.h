@@ -83,33 +83,39 @@ inline void transpose(Vec (&lines)[kLanes]) {
   if constexpr (2 * Bit < kLanes) transpose<2 * Bit>(lines);
 }
 
-// kLanes columns of B, K long, side by side in a panel of f32; zero where fewer are left.
+// Where column n and row k of B begin.
+inline int64_t column_of_b(const GemmParams& p, int64_t n) { return p.b_col * (p.b_columns ? p.b_columns[n] : n); }
+inline int64_t row_of_b(const GemmParams& p, int64_t k) { return p.b_row * (p.b_rows ? p.b_rows[k] : k); }
+
+// Columns [n, n + kLanes) of B, rows [k0, k0 + K), side by side in a panel of f32; zero where fewer than kLanes are left.
 template <class T>
-void pack_lanes(const T* from, int64_t column_stride, int64_t k_stride, int64_t left, int64_t K, bool round, float* to) {
+void pack_lanes(const GemmParams& p, int64_t k0, int64_t K, int64_t n, int64_t left, float* to) {
+  const T* b = static_cast<const T*>(p.b);
   int64_t k = 0;
-  if (left >= kLanes && column_stride == 1)
-    for (; k < K; ++k) store(to + k * kGemmCols, load_as_f32(from + k * k_stride, round));
-  if (left >= kLanes && k_stride == 1)
+  if (left >= kLanes && p.b_col == 1 && !p.b_columns)
+    for (; k < K; ++k) store(to + k * kGemmCols, load_as_f32(b + row_of_b(p, k0 + k) + n, p.round_b_to_bf16));
+  if (left >= kLanes && p.b_row == 1 && !p.b_rows) {
+    const T* line[kLanes];
+    for (int i = 0; i < kLanes; ++i) line[i] = b + column_of_b(p, n + i) + k0;
     for (; k + kLanes <= K; k += kLanes) {
       Vec square[kLanes];
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) square[i] = load_as_f32(from + i * column_stride + k, round);
+      for (int i = 0; i < kLanes; ++i) square[i] = load_as_f32(line[i] + k, p.round_b_to_bf16);
       transpose(square);
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) store(to + (k + i) * kGemmCols, square[i]);
     }
+  }
   for (int i = 0; i < kLanes; ++i)
     for (int64_t rest = k; rest < K; ++rest)
-      to[rest * kGemmCols + i] = i < left ? widen(from[i * column_stride + rest * k_stride], round) : 0.0f;
+      to[rest * kGemmCols + i] = i < left ? widen(b[column_of_b(p, n + i) + row_of_b(p, k0 + rest)], p.round_b_to_bf16) : 0.0f;
 }
 
 // B[k0 .. k0+K][n0 .. n1) as panels [panel][K][kGemmCols].
 template <class T>
 void pack_b(const GemmParams& p, int64_t k0, int64_t K, int64_t n0, int64_t n1, float* to) {
   for (int64_t n = n0; n < n1; n += kGemmCols, to += kGemmCols * K)
-    for (int i = 0; i < kGemmCols; i += kLanes)
-      pack_lanes(static_cast<const T*>(p.b) + k0 * p.b_row + (n + i) * p.b_col, p.b_col, p.b_row, n1 - n - i, K,
-                 p.round_b_to_bf16, to + i);
+    for (int i = 0; i < kGemmCols; i += kLanes) pack_lanes<T>(p, k0, K, n + i, n1 - n - i, to + i);
 }
 
 // Lines of f32 out of lines of any type and stride.
@@ -188,7 +194,7 @@ void multiply_few(const GemmParams& p, const float* const (&row)[Rows], int rows
   for (int64_t n = n0; n < n1; n += kLanes, c += kLanes) {
     int cols = int(std::min<int64_t>(kLanes, n1 - n));
     const T* line[kLanes];
-    for (int i = 0; i < kLanes; ++i) line[i] = static_cast<const T*>(p.b) + (i < cols ? n + i : n) * p.b_col;
+    for (int i = 0; i < kLanes; ++i) line[i] = static_cast<const T*>(p.b) + column_of_b(p, i < cols ? n + i : n);
     Vec total[Rows] = {}, turned[kLanes];
     for (int r = 0; p.accumulate && r < rows; ++r) std::memcpy(&total[r], c + r * c_row, cols * sizeof(float));
     for (int64_t k0 = 0; k0 < p.K; k0 += kGemmK) {
@@ -246,7 +252,7 @@ inline void gemm_region(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0,
   }
   if (p.K == 0 && !p.accumulate)
     for (int64_t r = 0; r < rows; ++r) std::fill(c + r * c_row, c + r * c_row + cols, 0.0f);
-  if (rows <= 8 && p.b_row == 1) {
+  if (rows <= 8 && p.b_row == 1 && !p.b_rows) {
     auto multiply = rows == 1 ? multiply_few<1> : rows == 2 ? multiply_few<2> : rows <= 4 ? multiply_few<4> : multiply_few<8>;
     multiply(p, m0, m1, n0, n1, c, c_row);
   } else if (rows == 1) multiply_panels<1>(p, m0, m1, n0, n1, c, c_row);
@@ -257,7 +263,9 @@ inline void gemm_region(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0,
       for (int64_t j = 0; j < cols; ++j) static_cast<uint16_t*>(p.c)[(m0 + r) * p.c_row + n0 + j] = to_bf16(c[r * cols + j]);
 }
 
-// The whole product on the calling thread.
-inline void gemm_serial(const GemmParams& p) { gemm_region(p, 0, p.M, 0, p.N); }
+// The whole product on the calling thread, 256 columns at a time: their panels of B stay in the second-level cache.
+inline void gemm_serial(const GemmParams& p) {
+  for (int64_t n = 0; n < p.N; n += 256) gemm_region(p, 0, p.M, n, std::min(p.N, n + 256));
+}
 
 }  // namespace fulgur::FULGUR_ISA

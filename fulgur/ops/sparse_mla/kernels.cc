@@ -6,48 +6,44 @@
 namespace fulgur::FULGUR_ISA {
 namespace {
 
-// The selected keys of one row, widened to f32 and packed together: [count, C].
-struct Gathered {
+// The selected keys of one row, without padding. Products read them where they lie.
+struct Keys {
   int64_t count;
-  const float* keys;
-  const int32_t* place;  // position in the selection of each gathered key
+  const int32_t* key;
+  const int32_t* place;  // position in the selection of each key
 };
 
-Gathered gather(const SparseMlaParams& p, int64_t row) {
-  static thread_local std::vector<float> keys;
-  static thread_local std::vector<int32_t> place;
-  keys.resize(std::max<size_t>(keys.size(), p.K * p.C + kLanes));
-  place.resize(std::max<size_t>(place.size(), p.K));
+Keys keys_of(const SparseMlaParams& p, int64_t row) {
+  static thread_local std::vector<int32_t> buffer;
+  buffer.resize(std::max<size_t>(buffer.size(), 2 * p.K));
+  int32_t *key = buffer.data(), *place = key + p.K;
   int64_t count = 0;
-  for (int64_t i = 0; i < p.K; ++i) {
-    int64_t key = p.selected[row * p.K + i];
-    if (key < 0) continue;
-    for (int64_t d = 0; d < p.C; d += kLanes)
-      write(keys.data(), Storage::f32, count * p.C + d, p.C - d, read(p.kv, p.type, key * p.C + d, p.C - d));
-    place[count++] = int32_t(i);
-  }
-  return {count, keys.data(), place.data()};
+  for (int64_t i = 0; i < p.K; ++i)
+    if (p.selected[row * p.K + i] >= 0) key[count] = p.selected[row * p.K + i], place[count++] = int32_t(i);
+  return {count, key, place};
 }
 
 // scores[h][i] = scale * q_h . key_i, rows of `stride` with -inf behind the keys.
-void score(const SparseMlaParams& p, int64_t row, const Gathered& g, int64_t stride, float* scores) {
+void score(const SparseMlaParams& p, int64_t row, const Keys& keys, int64_t stride, float* scores) {
   const char* q = static_cast<const char*>(p.q) + row * p.H * p.C * (p.type == Storage::f32 ? 4 : 2);
   gemm_serial({.a = q,
-               .b = g.keys,
+               .b = p.kv,
                .c = scores,
                .M = p.H,
-               .N = g.count,
+               .N = keys.count,
                .K = p.C,
                .a_row = p.C,
                .a_col = 1,
                .b_row = 1,
                .b_col = p.C,
                .c_row = stride,
-               .a_type = p.type});
+               .a_type = p.type,
+               .b_type = p.type,
+               .b_columns = keys.key});
   for (int64_t h = 0; h < p.H; ++h) {
     float* at = scores + h * stride;
-    for (int64_t i = 0; i < g.count; ++i) at[i] *= p.scale;
-    std::fill(at + g.count, at + stride, -INFINITY);
+    for (int64_t i = 0; i < keys.count; ++i) at[i] *= p.scale;
+    std::fill(at + keys.count, at + stride, -INFINITY);
   }
 }
 
@@ -57,18 +53,18 @@ int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 void sparse_mla_row(const SparseMlaParams& p, int64_t row) {
   static thread_local std::vector<float> buffer;
-  Gathered g = gather(p, row);
-  int64_t stride = padded(g.count);
+  Keys keys = keys_of(p, row);
+  int64_t stride = padded(keys.count);
   buffer.resize(std::max<size_t>(buffer.size(), p.H * stride + p.H * p.R + 1));
   float* scores = buffer.data();
   float* out = scores + p.H * stride;
   float* target = p.target + row * p.K;
   std::fill(target, target + p.K, 0.0f);
-  if (g.count == 0) {
+  if (keys.count == 0) {
     std::fill(p.lse + row * p.H, p.lse + (row + 1) * p.H, INFINITY);
     std::fill(out, out + p.H * p.R, 0.0f);
   } else {
-    score(p, row, g, stride, scores);
+    score(p, row, keys, stride, scores);
     for (int64_t h = 0; h < p.H; ++h) {
       float* at = scores + h * stride;
       Vec largest = splat(-INFINITY), total{};
@@ -82,20 +78,22 @@ void sparse_mla_row(const SparseMlaParams& p, int64_t row) {
       float sum_h = sum(total), inverse = 1 / sum_h;
       p.lse[row * p.H + h] = top + std::log(sum_h);
       for (int64_t i = 0; i < stride; i += kLanes) store(at + i, load(at + i) * inverse);
-      for (int64_t i = 0; i < g.count; ++i) target[g.place[i]] += at[i];
+      for (int64_t i = 0; i < keys.count; ++i) target[keys.place[i]] += at[i];
     }
     for (int64_t i = 0; i < p.K; ++i) target[i] /= float(p.H);
     gemm_serial({.a = scores,
-                 .b = g.keys,
+                 .b = p.kv,
                  .c = out,
                  .M = p.H,
                  .N = p.R,
-                 .K = g.count,
+                 .K = keys.count,
                  .a_row = stride,
                  .a_col = 1,
                  .b_row = p.C,
                  .b_col = 1,
-                 .c_row = p.R});
+                 .c_row = p.R,
+                 .b_type = p.type,
+                 .b_rows = keys.key});
   }
   for (int64_t i = 0; i < p.H * p.R; i += kLanes)
     write(p.out, p.type, row * p.H * p.R + i, p.H * p.R - i, read(out, Storage::f32, i, p.H * p.R - i));
@@ -104,29 +102,31 @@ void sparse_mla_row(const SparseMlaParams& p, int64_t row) {
 // With P = exp(S - lse), dP = dO V^T, dS = P * (dP - rowsum(O * dO)) * scale: dq = dS K, dK = dS^T q, dV = P^T dO.
 void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, int64_t slot) {
   static thread_local std::vector<float> buffer;
-  Gathered g = gather(p, row);
-  int64_t stride = padded(g.count), element = p.type == Storage::f32 ? 4 : 2;
+  Keys keys = keys_of(p, row);
+  int64_t stride = padded(keys.count), element = p.type == Storage::f32 ? 4 : 2;
   float* dq = p.dq + row * p.H * p.C;
   std::fill(dq, dq + p.H * p.C, 0.0f);
-  if (g.count == 0) return;
+  if (keys.count == 0) return;
   buffer.resize(std::max<size_t>(buffer.size(), 2 * p.H * stride));
   float* probability = buffer.data();
   float* gradient = probability + p.H * stride;
   const char* q = static_cast<const char*>(p.q) + row * p.H * p.C * element;
   const char* dout = static_cast<const char*>(p.dout) + row * p.H * p.R * element;
-  score(p, row, g, stride, probability);
+  score(p, row, keys, stride, probability);
   gemm_serial({.a = dout,
-               .b = g.keys,
+               .b = p.kv,
                .c = gradient,
                .M = p.H,
-               .N = g.count,
+               .N = keys.count,
                .K = p.R,
                .a_row = p.R,
                .a_col = 1,
                .b_row = 1,
                .b_col = p.C,
                .c_row = stride,
-               .a_type = p.type});
+               .a_type = p.type,
+               .b_type = p.type,
+               .b_columns = keys.key});
   for (int64_t h = 0; h < p.H; ++h) {
     int64_t at = (row * p.H + h) * p.R;
     Vec dot{};
@@ -142,21 +142,23 @@ void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, int64_t slot
     }
   }
   gemm_serial({.a = gradient,
-               .b = g.keys,
+               .b = p.kv,
                .c = dq,
                .M = p.H,
                .N = p.C,
-               .K = g.count,
+               .K = keys.count,
                .a_row = stride,
                .a_col = 1,
                .b_row = p.C,
                .b_col = 1,
-               .c_row = p.C});
+               .c_row = p.C,
+               .b_type = p.type,
+               .b_rows = keys.key});
   float* dkeys = p.contribution + slot * p.K * p.C;
   gemm_serial({.a = gradient,
                .b = q,
                .c = dkeys,
-               .M = g.count,
+               .M = keys.count,
                .N = p.C,
                .K = p.H,
                .a_row = 1,
@@ -168,7 +170,7 @@ void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, int64_t slot
   gemm_serial({.a = probability,
                .b = dout,
                .c = dkeys,
-               .M = g.count,
+               .M = keys.count,
                .N = p.R,
                .K = p.H,
                .a_row = 1,
