@@ -49,7 +49,8 @@ TEST_P(LinearOnEachIsa, ARowDoesNotDependOnItsBatchNorOnTheThreads) {
   for (auto type : {at::kFloat, at::kBFloat16}) {
     auto x = at::randn({100, 605}).to(type);
     auto all = ops::linear(x, w);
-    for (int rows : {1, 2, 3, 4, 5, 7, 8, 9, 64}) EXPECT_TRUE(at::equal(ops::linear(x.narrow(0, 30, rows), w), all.narrow(0, 30, rows)));
+    for (int rows : {1, 2, 3, 4, 5, 7, 8, 9, 64})
+      EXPECT_TRUE(at::equal(ops::linear(x.narrow(0, 30, rows), w), all.narrow(0, 30, rows)));
     int before = threads();
     set_threads(before == 1 ? 2 : 1);
     EXPECT_TRUE(at::equal(ops::linear(x, w), all));
