@@ -19,6 +19,10 @@ void append_tiles(const GemmParams& p, std::vector<Tile>& tiles) {
   auto count = [&] { return ((p.M + rows - 1) / rows) * ((p.N + cols - 1) / cols); };
   while (count() < 8 && cols > 64) cols /= 2;
   while (count() < 8 && rows > 48) rows /= 2;
+  // Equal heights: what packing a panel costs is shared by its rows.
+  int64_t bands = std::max<int64_t>(1, (p.M + rows - 1) / rows);
+  rows = (p.M + bands - 1) / bands;
+  rows = (rows + 11) / 12 * 12;
   for (int64_t n0 = 0; n0 < p.N; n0 += cols)
     for (int64_t m0 = 0; m0 < p.M; m0 += rows) tiles.push_back({&p, m0, n0, rows, cols});
 }

@@ -11,7 +11,13 @@
 namespace fulgur::FULGUR_ISA {
 
 constexpr int kGemmK = 256;  // length of one FMA chain
-constexpr int kGemmRows = kLanes == 16 ? 12 : 4;
+#if defined(__AVX512F__)
+constexpr int kGemmRows = 12;  // 24 of 32 registers hold C
+#elif defined(__AVX2__)
+constexpr int kGemmRows = 6;  // 12 of 16
+#else
+constexpr int kGemmRows = 2;  // 8 of 16, four a row
+#endif
 constexpr int kGemmCols = 2 * kLanes;  // two vectors of C for each row
 
 // Where the micro-kernel finds row r, column k of A: at[r * row + k * column].
@@ -24,6 +30,7 @@ struct RowsOfA {
 template <int Rows>
 inline void micro_kernel(const RowsOfA& a, const float* b, int64_t K, float* c, int64_t c_row, int rows, int cols, bool add) {
   Vec acc[Rows][2] = {};
+  for (int r = 0; r < rows; ++r) __builtin_prefetch(c + r * c_row, 1);  // a product later it is here
   // A pointer for three rows each: all addresses are then base + {0, 1, 2} * row, which x86 forms for free.
   const float* base[(Rows + 2) / 3];
   for (int i = 0; i < (Rows + 2) / 3; ++i) base[i] = a.at + 3 * i * a.row;
