@@ -28,7 +28,7 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 struct Options {
-  std::string filter, recipe, python;
+  std::string filter, against, recipe, python;
   double seconds = 0.5;
   int64_t steps = 8;
 };
@@ -89,27 +89,35 @@ void finish(Peaks peaks, Json results) {
   std::printf("%s\n", out.dump().c_str());
 }
 
+// Own and reference in turn, so that both meet the same machine.
+Json time_case(const ops::BenchCase& c, double budget, const Peaks& peaks) {
+  std::vector<double> own, reference;
+  c.run();
+  if (c.reference) c.reference();
+  auto end = Clock::now() + std::chrono::duration<double>(budget);
+  while (own.size() < 3 || (Clock::now() < end && own.size() < 200)) {
+    own.push_back(time_once(c.run));
+    if (c.reference) reference.push_back(time_once(c.reference) * c.reference_parts);
+  }
+  Json r = result_json(c.name, c.label, median(own), c.flops, c.bytes, peaks);
+  r["reference_seconds"] = c.reference ? Json(median(reference)) : Json();
+  return r;
+}
+
 void bench_ops(const Options& o) {
   at::set_num_threads(threads());
   auto peaks = measure_peaks();
   print_head(peaks);
   Json results = Json::array();
-  for (const auto& make : ops::bench_registry())
-    for (const auto& c : make()) {
+  for (const auto& group : ops::bench_registry()) {
+    if (group.name.find(o.filter) == std::string::npos && o.filter.find(group.name) == std::string::npos) continue;
+    for (const auto& c : group.make()) {
       if (c.name.find(o.filter) == std::string::npos || g_stop) continue;
-      std::vector<double> own, reference;  // in turn, so that both meet the same machine
-      c.run();
-      if (c.reference) c.reference();
-      auto end = Clock::now() + std::chrono::duration<double>(o.seconds);
-      while (own.size() < 3 || (Clock::now() < end && own.size() < 200)) {
-        own.push_back(time_once(c.run));
-        if (c.reference) reference.push_back(time_once(c.reference));
-      }
-      Json r = result_json(c.name, c.label, median(own), c.flops, c.bytes, peaks);
-      r["reference_seconds"] = c.reference ? Json(median(reference)) : Json();
+      Json r = time_case(c, o.seconds, peaks);
       print_row(r);
       results.push_back(r);
     }
+  }
   finish(peaks, results);
 }
 

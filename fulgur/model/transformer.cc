@@ -12,6 +12,7 @@
 #include "fulgur/ops/embedding/embedding.h"
 #include "fulgur/ops/experts/experts.h"
 #include "fulgur/ops/indexer/indexer.h"
+#include "fulgur/ops/indexer_kl/indexer_kl.h"
 #include "fulgur/ops/linear/linear.h"
 #include "fulgur/ops/norm/norm.h"
 #include "fulgur/ops/quantize/quantize.h"

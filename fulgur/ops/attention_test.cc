@@ -1,6 +1,7 @@
 // Dense and sparse attention and the indexer's losses against their references, and against each other.
 #include "fulgur/ops/dense_mla/dense_mla.h"
 #include "fulgur/ops/indexer/indexer.h"
+#include "fulgur/ops/indexer_kl/indexer_kl.h"
 #include "fulgur/ops/sparse_mla/sparse_mla.h"
 #include "fulgur/ops/testing.h"
 
@@ -168,6 +169,28 @@ TEST_P(AttentionOps, DenseKlEqualsTheReference) {
   auto op = [&](const List& in) { return indexer_kl_dense(in[0], in[1], in[2], aq, ak, lse, c.visible, 0.5); };
   auto expected = [&](const List& in) { return reference::indexer_kl_dense(in[0], in[1], in[2], aq, ak, lse, c.visible, 0.5); };
   EXPECT_LT(worst_difference(op, expected, {c.q, c.k, c.w}), 1e-5);
+}
+
+// A document of several blocks and tiles of keys; sums of rows take the gradients made in the forward pass.
+TEST_P(AttentionOps, KlOfLongDocumentsAndSumsOfRowsHaveTheReferencesGradients) {
+  at::manual_seed(10);
+  auto visible = documents({601, 9});
+  auto q = leaf({610, 3, 10}), k = leaf({610, 10}), w = leaf({610, 3});
+  auto aq = at::randn({610, 2, 7}), ak = at::randn({610, 2, 7});
+  auto lse = std::get<1>(dense_mla(aq, ak, ak, visible, 0.5));
+  auto selected = indexer_top_k(q, k, w, visible, 40);
+  auto target = at::rand({610, 40}) * (selected >= 0);
+  target = target / target.sum(1, true);
+  auto dense = [&](const List& in) { return indexer_kl_dense(in[0], in[1], in[2], aq, ak, lse, visible, 0.5); };
+  auto sparse = [&](const List& in) { return indexer_kl_sparse(in[0], in[1], in[2], selected, target); };
+  auto dense_expected = [&](const List& in) {
+    return reference::indexer_kl_dense(in[0], in[1], in[2], aq, ak, lse, visible, 0.5);
+  };
+  auto sparse_expected = [&](const List& in) { return reference::indexer_kl_sparse(in[0], in[1], in[2], selected, target); };
+  auto sum_of = [](const Op& op) { return Op([op](const List& in) { return op(in).sum() * 0.3; }); };
+  EXPECT_LT(worst_difference(dense, dense_expected, {q, k, w}), 1e-5);
+  EXPECT_LT(worst_difference(sum_of(dense), sum_of(dense_expected), {q, k, w}), 1e-5);
+  EXPECT_LT(worst_difference(sum_of(sparse), sum_of(sparse_expected), {q, k, w}), 1e-5);
 }
 
 TEST_P(AttentionOps, SparseKlEqualsTheReferenceAndWithAllKeysTheDenseOne) {

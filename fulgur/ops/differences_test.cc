@@ -9,6 +9,7 @@
 #include "fulgur/ops/embedding/embedding.h"
 #include "fulgur/ops/experts/experts.h"
 #include "fulgur/ops/indexer/indexer.h"
+#include "fulgur/ops/indexer_kl/indexer_kl.h"
 #include "fulgur/ops/linear/linear.h"
 #include "fulgur/ops/log_prob/log_prob.h"
 #include "fulgur/ops/norm/norm.h"

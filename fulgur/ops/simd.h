@@ -94,6 +94,32 @@ inline Vec exp(Vec x) {
 
 inline float exp(float x) { return exp(splat(x))[0]; }
 
+// Natural logarithm of normal positive numbers: e * ln2 + log(m), m in [sqrt(1/2), sqrt(2)); error under 2e-7 relative to the
+// larger of the result and 1. Other arguments give no defined result, but NaN stays NaN.
+inline Vec log(Vec x) {
+  VecInt bits = reinterpret_cast<VecInt>(x);
+  VecInt exponent = (bits >> 23) - 126;
+  Vec m = reinterpret_cast<Vec>((bits & 0x7fffff) | 0x3f000000);
+  VecInt small = m < 0.70710678f;
+  exponent += small;  // -1 where true
+  m = (small ? m + m : m) - 1.0f;
+  Vec e = __builtin_convertvector(exponent, Vec), square = m * m;
+  Vec p = splat(7.0376836292e-2f);
+  p = fma(p, m, splat(-1.1514610310e-1f));
+  p = fma(p, m, splat(1.1676998740e-1f));
+  p = fma(p, m, splat(-1.2420140846e-1f));
+  p = fma(p, m, splat(1.4249322787e-1f));
+  p = fma(p, m, splat(-1.6668057665e-1f));
+  p = fma(p, m, splat(2.0000714765e-1f));
+  p = fma(p, m, splat(-2.4999993993e-1f));
+  p = fma(p, m, splat(3.3333331174e-1f));
+  p = p * m * square;
+  p = fma(e, splat(-2.12194440e-4f), p);
+  p = fma(square, splat(-0.5f), p);
+  Vec y = fma(e, splat(0.693359375f), m + p);
+  return x != x ? x : y;  // NaN stays NaN. NOLINT(misc-redundant-expression)
+}
+
 typedef int32_t UnalignedVecInt __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 inline VecInt load_int(const int32_t* at) { return *reinterpret_cast<const UnalignedVecInt*>(at); }
 
@@ -119,10 +145,26 @@ inline uint32_t greater(VecInt value, int32_t than) {
 #endif
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// order[bits]: the numbers of the set bits, ascending. AVX2 has no compress, but permutes by a table.
+struct CompressTable {
+  uint8_t order[256][8] = {};
+  constexpr CompressTable() {
+    for (int bits = 0; bits < 256; ++bits)
+      for (int lane = 0, count = 0; lane < 8; ++lane)
+        if (bits >> lane & 1) order[bits][count++] = uint8_t(lane);
+  }
+};
+inline constexpr CompressTable kCompress;
+#endif
+
 // Stores the lanes whose bits are set one behind another, and may write kLanes elements; returns how many.
 inline int compress(int32_t* to, VecInt value, uint32_t lanes) {
 #if defined(__AVX512F__)
   _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(lanes), reinterpret_cast<__m512i>(value)));
+#elif defined(__AVX2__)
+  auto order = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kCompress.order[lanes])));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(value), order));
 #else
   for (uint32_t left = lanes; left != 0; left &= left - 1) *to++ = value[__builtin_ctz(left)];
 #endif

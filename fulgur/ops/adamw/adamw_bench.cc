@@ -4,7 +4,7 @@
 namespace fulgur::ops {
 namespace {
 
-RegisterBench cases([] {
+RegisterBench cases("", [] {
   constexpr int64_t n = int64_t(1) << 24;
   auto p = at::randn({n}), g = at::randn({n}), m = at::zeros({n}), v = at::zeros({n});
   AdamwStep step{1e-4, 0.9, 0.95, 1e-8, 0.1, 10, 1};

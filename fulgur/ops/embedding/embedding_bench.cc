@@ -4,7 +4,7 @@
 namespace fulgur::ops {
 namespace {
 
-RegisterBench cases([] {
+RegisterBench cases("embedding", [] {
   constexpr int64_t N = 4096, D = 1024, V = 8192;
   auto w = leaf({V, D});
   auto ids = at::randint(V, {N}).to(at::kInt);

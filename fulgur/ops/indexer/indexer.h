@@ -1,5 +1,5 @@
-// The lightning indexer (paper 2.1, eq. 1; spec C and E): scores, selection, and its training towards the attention.
-//   N query rows  S key rows  J index_n_heads  D index_head_dim  K index_topk  H attention heads  E qk head size
+// The lightning indexer (paper 2.1, eq. 1; spec C and E): scores, selection. Its training: indexer_kl.h.
+//   N query rows  S key rows  J index_n_heads  D index_head_dim
 // I(t,s) = sum_j w[t,j] * relu(q[t,j] . k[s]) in f32, heads in ascending order; w holds J^-0.5 * D^-0.5. A pair's score is
 // the same bits in any batch, chunk, tile or number of threads. q and k are f32 or bf16 (the same), w is f32.
 // Cost 2*J*D FLOP a pair. Throws InputError when shapes disagree or a range leaves the keys. Thread-safe.
@@ -20,22 +20,9 @@ at::Tensor indexer_top_k(const at::Tensor& q_NJD, const at::Tensor& k_SD, const 
 // The same rule on given scores [N, S] and lengths int32 [N].
 at::Tensor top_k(const at::Tensor& scores_NS, const at::Tensor& lengths_N, int64_t k);
 
-// KL(p || softmax(I)) of each row over its visible keys, [N] f32, with p = mean over heads of
-// exp(scale * aq[t,h] . ak[s,h] - lse[t,h]), a constant. Differentiable in q, k, w. Memory O(1) a row, never [N, S].
-at::Tensor indexer_kl_dense(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ, const at::Tensor& aq_NHE,
-                            const at::Tensor& ak_SHE, const at::Tensor& lse_NH, const at::Tensor& visible_N2, double scale);
-
-// The same over each row's selected keys, against a given target [N, K] (sparse_mla's). Memory O(N * K).
-at::Tensor indexer_kl_sparse(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ,
-                             const at::Tensor& selected_NK, const at::Tensor& target_NK);
-
 namespace reference {
 at::Tensor indexer_scores(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ, const at::Tensor& visible_N2);
 at::Tensor top_k(const at::Tensor& scores_NS, const at::Tensor& lengths_N, int64_t k);
-at::Tensor indexer_kl_dense(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ, const at::Tensor& aq_NHE,
-                            const at::Tensor& ak_SHE, const at::Tensor& lse_NH, const at::Tensor& visible_N2, double scale);
-at::Tensor indexer_kl_sparse(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ,
-                             const at::Tensor& selected_NK, const at::Tensor& target_NK);
 }  // namespace reference
 
 }  // namespace fulgur::ops

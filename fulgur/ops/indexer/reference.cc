@@ -2,12 +2,8 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/einsum.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/log_softmax.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/stack.h>
-#include <ATen/ops/where.h>
-#include <ATen/ops/xlogy.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <cmath>
 
@@ -15,25 +11,10 @@
 #include "fulgur/ops/visible.h"
 
 namespace fulgur::ops::reference {
-namespace {
-
-at::Tensor all_scores(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w) {
-  auto dots = at::relu(at::einsum("njd,sd->njs", {q.to(at::kFloat), k.to(at::kFloat)}));
-  return at::einsum("njs,nj->ns", {dots, w});
-}
-
-// KL of rows where `mask` is true; rows without keys give 0.
-at::Tensor masked_kl(const at::Tensor& p, const at::Tensor& scores, const at::Tensor& mask) {
-  auto any = mask.any(-1, true);
-  auto safe = at::where(any, scores.masked_fill(mask.logical_not(), -INFINITY), at::zeros_like(scores));
-  auto log_q = at::log_softmax(safe, -1).masked_fill(mask.logical_not(), 0);
-  return ((at::xlogy(p, p) - p * log_q) * mask).sum(-1);
-}
-
-}  // namespace
 
 at::Tensor indexer_scores(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w, const at::Tensor& visible) {
-  return all_scores(q, k, w).masked_fill(visible_mask(visible, k.size(0)).logical_not(), -INFINITY);
+  auto dots = at::relu(at::einsum("njd,sd->njs", {q.to(at::kFloat), k.to(at::kFloat)}));
+  return at::einsum("njs,nj->ns", {dots, w}).masked_fill(visible_mask(visible, k.size(0)).logical_not(), -INFINITY);
 }
 
 at::Tensor top_k(const at::Tensor& scores_NS, const at::Tensor& lengths_N, int64_t k) {
@@ -48,21 +29,6 @@ at::Tensor top_k(const at::Tensor& scores_NS, const at::Tensor& lengths_N, int64
     rows.push_back(at::cat({best, at::full({k - kept}, -1, best.options())}));
   }
   return at::stack(rows);
-}
-
-at::Tensor indexer_kl_dense(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w, const at::Tensor& aq,
-                            const at::Tensor& ak, const at::Tensor& lse, const at::Tensor& visible, double scale) {
-  auto mask = visible_mask(visible, k.size(0));
-  auto attention = at::einsum("nhe,she->nhs", {aq.to(at::kFloat), ak.to(at::kFloat)}) * scale;
-  auto p = ((attention - lse.unsqueeze(-1)).exp() * mask.unsqueeze(1)).mean(1).detach();
-  return masked_kl(p, all_scores(q, k, w), mask);
-}
-
-at::Tensor indexer_kl_sparse(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w, const at::Tensor& selected,
-                             const at::Tensor& target) {
-  auto index = selected.to(at::kLong);
-  auto mask = index >= 0;
-  return masked_kl(target, all_scores(q, k, w).gather(1, index.clamp_min(0)), mask);
 }
 
 }  // namespace fulgur::ops::reference

@@ -4,7 +4,7 @@
 namespace fulgur::ops {
 namespace {
 
-RegisterBench cases([] {
+RegisterBench cases("log_prob", [] {
   constexpr int64_t N = 512, D = 512, V = 16384;
   auto x = leaf({N, D}), w = leaf({V, D});
   auto targets = at::randint(V, {N}).to(at::kInt);

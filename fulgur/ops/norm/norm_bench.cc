@@ -4,7 +4,7 @@
 namespace fulgur::ops {
 namespace {
 
-RegisterBench cases([] {
+RegisterBench cases("", [] {
   constexpr int64_t N = 2048, D = 2048;
   auto x = leaf({N, D}), r = leaf({N, D}), w = leaf({D}), b = leaf({D});
   auto d = x.detach(), s = r.detach(), v = w.detach(), c = b.detach();

@@ -4,7 +4,7 @@
 namespace fulgur::ops {
 namespace {
 
-RegisterBench cases([] {
+RegisterBench cases("", [] {
   auto x = at::randn({2048, 2048}), h = at::randn({4096, 128});
   double n = double(x.numel());
   return std::vector<BenchCase>{

@@ -5,7 +5,7 @@ namespace fulgur::ops {
 namespace {
 
 // The official router: 256 experts in 8 groups, 4 groups and 8 experts kept.
-RegisterBench cases([] {
+RegisterBench cases("", [] {
   constexpr int64_t N = 2048, E = 256;
   auto logits = leaf({N, E}), values = logits.detach(), bias = at::zeros({E});
   RouterShape shape{8, 4, 8};

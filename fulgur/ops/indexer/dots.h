@@ -1,0 +1,60 @@
+// The indexer's products, for kernels.cc files: q . k, and I = sum_j w_j relu(q_j . k) with or without keeping the dots.
+#pragma once
+
+#include "fulgur/ops/indexer/kernels.h"
+#include "fulgur/ops/linear/gemm_kernel.h"
+#include "fulgur/ops/simd_rows.h"
+
+namespace fulgur::FULGUR_ISA {
+
+inline const void* element(const void* base, Storage type, int64_t offset) {
+  return static_cast<const char*>(base) + offset * (type == Storage::f32 ? 4 : 2);
+}
+
+inline GemmParams dot_products(const IndexerParams& p, int64_t first, int64_t rows, int64_t key, int64_t count) {
+  return {.a = element(p.q, p.type, first * p.J * p.D),
+          .b = element(p.k, p.type, key * p.D),
+          .c = nullptr,
+          .M = rows * p.J,
+          .N = count,
+          .K = p.D,
+          .a_row = p.D,
+          .a_col = 1,
+          .b_row = 1,
+          .b_col = p.D,
+          .c_row = 0,
+          .a_type = p.type,
+          .b_type = p.type};
+}
+
+// One row: scores[i] = sum_j w_j relu(dots[j][i]), heads in ascending order.
+inline void weigh(const float* dots, const float* w, int64_t J, int64_t stride, int64_t count, float* scores) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Vec total{};
+    for (int64_t j = 0; j < J; ++j)
+      total = fma(max(read(dots, Storage::f32, j * stride + i, count - i), Vec{}), splat(w[j]), total);
+    write(scores, Storage::f32, i, count - i, total);
+  }
+}
+
+// `Heads` heads of one row by a panel of keys [D][kGemmCols]; their dots never leave the registers.
+template <int Heads>
+inline void add_heads(const float* q, int64_t D, const float* keys, const float* w, Vec (&total)[2]) {
+  Vec acc[Heads][2] = {};
+  for (int64_t d = 0; d < D; ++d, keys += kGemmCols) {
+    Vec k0 = load(keys), k1 = load(keys + kLanes);
+#pragma GCC unroll 16
+    for (int j = 0; j < Heads; ++j) {
+      Vec value = splat(q[j * D + d]);
+      acc[j][0] = fma(value, k0, acc[j][0]);
+      acc[j][1] = fma(value, k1, acc[j][1]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int j = 0; j < Heads; ++j) {
+    total[0] = fma(max(acc[j][0], Vec{}), splat(w[j]), total[0]);
+    total[1] = fma(max(acc[j][1], Vec{}), splat(w[j]), total[1]);
+  }
+}
+
+}  // namespace fulgur::FULGUR_ISA

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+
+#include "fulgur/ops/indexer/kernels.h"
+
+namespace fulgur {
+
+struct IndexerKlParams {
+  IndexerParams indexer;
+  // Dense: the attention that is imitated.
+  const void* aq;              // [N, H, E]
+  const void* ak;              // [S, H, E]
+  const float* attention_lse;  // [N, H]
+  int64_t H, E;
+  float scale;
+  Storage attention_type;
+  // Sparse: given keys and target.
+  const int32_t* selected;  // [N, K]
+  const float* target;      // [N, K]
+  int64_t K;
+  double* lse;  // [N] log-sum-exp of the scores; dense only
+  float* kl;    // [N]
+  // Gradients of sum(dkl * kl), f32, start as zeros; none where dkl is null.
+  const float* dkl;     // [N]
+  float* dq;            // [N, J, D]
+  float* dk;            // [S, D]; dense only
+  float* dw;            // [N, J]
+  float* contribution;  // sparse: [rows of a chunk, K, D], what each query adds to its keys
+};
+
+constexpr int64_t kKlRows = 128;   // query rows of one block, all with the same first key
+constexpr int64_t kKlStripes = 8;  // tile i of a block's keys belongs to stripe i % kKlStripes
+
+// What one stripe of a block adds to its rows.
+struct KlStripe {
+  double* sums;  // [rows, 3]: sum p log p, sum p I, sum p
+  float* dq;     // [rows, J, D]
+  float* dw;     // [rows, J]
+};
+
+// lse of rows [first, last), at most kIndexerRows with the same first key.
+FULGUR_KERNEL(void, indexer_lse_block, (const IndexerKlParams&, int64_t first, int64_t last))
+// Adds a stripe's share to `out` and, of its own keys, to dk.
+FULGUR_KERNEL(void, indexer_kl_stripe,
+              (const IndexerKlParams&, int64_t first, int64_t last, int64_t stripe, const KlStripe& out))
+// kl of the row; its gradients, the keys' into contribution[slot].
+FULGUR_KERNEL(void, indexer_kl_sparse_row, (const IndexerKlParams&, int64_t row, int64_t slot))
+
+}  // namespace fulgur
