@@ -41,12 +41,21 @@ Block block_of(const DenseMlaParams& p, int64_t first, int64_t last) {
   return block;
 }
 
-// Scaled scores of one tile, -inf beyond each row's end and beyond the tile's keys.
-void score_tile(const DenseMlaParams& p, int64_t head, int64_t first, const Block& block, int64_t key, float* scores) {
+// The first row of a block that sees the tile at `key`.
+int64_t first_seeing(const DenseMlaParams& p, int64_t first, const Block& block, int64_t key) {
+  int64_t r = 0;
+  while (r < block.rows && p.visible[2 * (first + r) + 1] <= key) ++r;
+  return r;
+}
+
+// Scaled scores of one tile for rows [from, rows), -inf beyond each row's end and beyond the tile's keys.
+void score_tile(const DenseMlaParams& p, int64_t head, int64_t first, const Block& block, int64_t from, int64_t key,
+                float* scores) {
   int64_t keys = std::min(kTile, block.end - key), row_stride = p.H * p.E;
-  rows_dot_rows(element(p.q, p.type, (first * p.H + head) * p.E), row_stride, element(p.k, p.type, (key * p.H + head) * p.E),
-                row_stride, p.type, block.rows, keys, p.E, scores);
-  for (int64_t r = 0; r < block.rows; ++r) {
+  rows_dot_rows(element(p.q, p.type, ((first + from) * p.H + head) * p.E), row_stride,
+                element(p.k, p.type, (key * p.H + head) * p.E), row_stride, p.type, block.rows - from, keys, p.E,
+                scores + from * kTile);
+  for (int64_t r = from; r < block.rows; ++r) {
     int64_t seen = std::clamp<int64_t>(p.visible[2 * (first + r) + 1] - key, 0, kTile);
     float* row = scores + r * kTile;
     for (int64_t j = 0; j < seen; ++j) row[j] *= p.scale;
@@ -80,21 +89,23 @@ float softmax_step(float* scores, float& top, float& total) {
 void dense_mla_block(const DenseMlaParams& p, int64_t head, int64_t first, int64_t last) {
   static thread_local std::vector<float> buffer;
   Block block = block_of(p, first, last);
-  buffer.assign(kDenseMlaRows * (kTile + 2 * p.V), 0.0f);
+  buffer.assign(kDenseMlaRows * (kTile + p.V), 0.0f);
   float* scores = buffer.data();
   float* sums = scores + kDenseMlaRows * kTile;  // [rows, V]
-  float* added = sums + kDenseMlaRows * p.V;
   float top[kDenseMlaRows], total[kDenseMlaRows] = {};
   std::fill(top, top + kDenseMlaRows, -INFINITY);
   for (int64_t key = block.begin; key < block.end; key += kTile) {
-    int64_t keys = std::min(kTile, block.end - key);
-    score_tile(p, head, first, block, key, scores);
-    float factor[kDenseMlaRows];
-    for (int64_t r = 0; r < block.rows; ++r) factor[r] = softmax_step(scores + r * kTile, top[r], total[r]);
-    gemm_serial({.a = scores,
+    int64_t keys = std::min(kTile, block.end - key), from = first_seeing(p, first, block, key);
+    score_tile(p, head, first, block, from, key, scores);
+    for (int64_t r = from; r < block.rows; ++r) {
+      float factor = softmax_step(scores + r * kTile, top[r], total[r]);
+      if (factor == 1) continue;
+      for (int64_t d = 0; d < p.V; ++d) sums[r * p.V + d] *= factor;
+    }
+    gemm_serial({.a = scores + from * kTile,
                  .b = element(p.v, p.type, (key * p.H + head) * p.V),
-                 .c = added,
-                 .M = block.rows,
+                 .c = sums + from * p.V,
+                 .M = block.rows - from,
                  .N = p.V,
                  .K = keys,
                  .a_row = kTile,
@@ -102,9 +113,8 @@ void dense_mla_block(const DenseMlaParams& p, int64_t head, int64_t first, int64
                  .b_row = p.H * p.V,
                  .b_col = 1,
                  .c_row = p.V,
-                 .b_type = p.type});
-    for (int64_t r = 0; r < block.rows; ++r)
-      for (int64_t d = 0; d < p.V; ++d) sums[r * p.V + d] = sums[r * p.V + d] * factor[r] + added[r * p.V + d];
+                 .b_type = p.type,
+                 .accumulate = true});
   }
   for (int64_t r = 0; r < block.rows; ++r) {
     int64_t at = (first + r) * p.H + head;
@@ -134,10 +144,12 @@ void dense_mla_backward_block(const DenseMlaParams& p, int64_t head, int64_t fir
   }
   for (int64_t key = block.begin; key < block.end; key += kTile) {
     int64_t keys = std::min(kTile, block.end - key), k_at = (key * p.H + head) * p.E, v_at = (key * p.H + head) * p.V;
-    score_tile(p, head, first, block, key, probability);
-    rows_dot_rows(element(p.dout, p.type, o_at), v_row, element(p.v, p.type, v_at), v_row, p.type, block.rows, keys, p.V,
-                  gradient);
-    for (int64_t r = 0; r < block.rows; ++r) {
+    int64_t from = first_seeing(p, first, block, key), some = block.rows - from;
+    float *prob = probability + from * kTile, *grad = gradient + from * kTile;
+    score_tile(p, head, first, block, from, key, probability);
+    rows_dot_rows(element(p.dout, p.type, o_at + from * v_row), v_row, element(p.v, p.type, v_at), v_row, p.type, some, keys, p.V,
+                  grad);
+    for (int64_t r = from; r < block.rows; ++r) {
       float lse = p.lse[(first + r) * p.H + head];
       for (int64_t j = 0; j < kTile; j += kLanes) {
         float* at = probability + r * kTile + j;
@@ -147,10 +159,10 @@ void dense_mla_backward_block(const DenseMlaParams& p, int64_t head, int64_t fir
         store(dat, e * (load(dat) - delta[r]) * p.scale);
       }
     }
-    GemmParams to_q{.a = gradient,
+    GemmParams to_q{.a = grad,
                     .b = element(p.k, p.type, k_at),
-                    .c = p.dq + q_at,
-                    .M = block.rows,
+                    .c = p.dq + q_at + from * qk_row,
+                    .M = some,
                     .N = p.E,
                     .K = keys,
                     .a_row = kTile,
@@ -160,12 +172,12 @@ void dense_mla_backward_block(const DenseMlaParams& p, int64_t head, int64_t fir
                     .c_row = qk_row,
                     .b_type = p.type,
                     .accumulate = true};
-    GemmParams to_k{.a = gradient,
-                    .b = element(p.q, p.type, q_at),
+    GemmParams to_k{.a = grad,
+                    .b = element(p.q, p.type, q_at + from * qk_row),
                     .c = p.dk + k_at,
                     .M = keys,
                     .N = p.E,
-                    .K = block.rows,
+                    .K = some,
                     .a_row = 1,
                     .a_col = kTile,
                     .b_row = qk_row,
@@ -173,12 +185,12 @@ void dense_mla_backward_block(const DenseMlaParams& p, int64_t head, int64_t fir
                     .c_row = qk_row,
                     .b_type = p.type,
                     .accumulate = true};
-    GemmParams to_v{.a = probability,
-                    .b = element(p.dout, p.type, o_at),
+    GemmParams to_v{.a = prob,
+                    .b = element(p.dout, p.type, o_at + from * v_row),
                     .c = p.dv + v_at,
                     .M = keys,
                     .N = p.V,
-                    .K = block.rows,
+                    .K = some,
                     .a_row = 1,
                     .a_col = kTile,
                     .b_row = v_row,

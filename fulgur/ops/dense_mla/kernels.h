@@ -23,7 +23,7 @@ struct DenseMlaParams {
   float* dv;         // [S, H, V]
 };
 
-constexpr int64_t kDenseMlaRows = 64;  // query rows of one block, all with the same first key
+constexpr int64_t kDenseMlaRows = 128;  // query rows of one block, all with the same first key
 
 // One head, rows [first, last) with equal begin, last - first <= kDenseMlaRows.
 FULGUR_KERNEL(void, dense_mla_block, (const DenseMlaParams&, int64_t head, int64_t first, int64_t last))
