@@ -138,7 +138,11 @@ void add_sparse(std::vector<Case>& out, int64_t N, int64_t S, int64_t H, int64_t
   out.push_back({"sparse_mla", 2 * pairs * (C + R), 0,
                  [=] {
                    (void)q, (void)kv, (void)selected, (void)target;
-                   parallel_for(N, [&](int64_t row) { FULGUR_CALL(sparse_mla_row)(p, row); });
+                   parallel_for(N, [&](int64_t row) {
+                     Floats shares((H + kHeadGroup - 1) / kHeadGroup * K);
+                     FULGUR_CALL(sparse_mla_heads)(p, row, 0, H, shares.data());
+                     FULGUR_CALL(sparse_mla_target)(p, row, shares.data());
+                   });
                  },
                  y});
   out.push_back({"sparse_mla backward", 2 * pairs * (3 * C + 2 * R), 0,

@@ -1,6 +1,8 @@
 #include "fulgur/ops/indexer/indexer.h"
 
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "fulgur/ops/indexer/kernels.h"
 #include "fulgur/ops/indexer/select.h"
@@ -49,6 +51,24 @@ Tensor scores_meta(const Tensor& q, const Tensor& k, const Tensor& w, const Tens
   return at::empty_symint({q.sym_size(0), k.sym_size(0)}, w.options());
 }
 
+// Few rows by many keys: stretches of keys are the tasks, and the rows' scores [rows, S] are held.
+void select_few(const IndexerParams& p, const RowBlock& block, int64_t k, int* out) {
+  constexpr int64_t kStretch = 8 * kIndexerTile;
+  int64_t rows = block.last - block.first, begin = p.visible[2 * block.first], end = begin;
+  for (int64_t row = block.first; row < block.last; ++row) end = std::max<int64_t>(end, p.visible[2 * row + 1]);
+  int64_t S = end - begin;
+  std::vector<float> scores(rows * S);
+  auto kernel = FULGUR_CALL(indexer_score_block);
+  parallel_for((S + kStretch - 1) / kStretch, [&](int64_t i) {
+    int64_t at = i * kStretch;
+    kernel(p, block.first, block.last, begin + at, std::min(kStretch, S - at), scores.data() + at, S);
+  });
+  parallel_for(rows, [&](int64_t r) {
+    int64_t row = block.first + r;
+    select_top_k(scores.data() + r * S, p.visible[2 * row + 1] - begin, k, int32_t(begin), out + row * k);
+  });
+}
+
 Tensor select_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& visible_in, int64_t k) {
   auto q = q_in.contiguous(), keys = k_in.contiguous(), w = w_in.contiguous(), visible = visible_in.contiguous();
   check(q, keys, w);
@@ -60,7 +80,11 @@ Tensor select_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, co
   auto params = params_of(q, keys, w, range);
   auto kernel = FULGUR_CALL(indexer_select_block);
   auto blocks = row_blocks(visible, kIndexerRows);
-  parallel_for(int64_t(blocks.size()), [&](int64_t i) { kernel(params, blocks[i].first, blocks[i].last, k, out); });
+  if (int64_t(blocks.size()) < 2 * threads() && threads() > 1) {
+    for (const auto& block : blocks) select_few(params, block, k, out);
+  } else {
+    parallel_for(int64_t(blocks.size()), [&](int64_t i) { kernel(params, blocks[i].first, blocks[i].last, k, out); });
+  }
   return selected;
 }
 

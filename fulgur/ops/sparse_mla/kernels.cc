@@ -10,26 +10,24 @@ namespace {
 struct Keys {
   int64_t count;
   const int32_t* key;
-  const int32_t* place;  // position in the selection of each key
 };
 
 Keys keys_of(const SparseMlaParams& p, int64_t row) {
   static thread_local std::vector<int32_t> buffer;
-  buffer.resize(std::max<size_t>(buffer.size(), 2 * p.K));
-  int32_t *key = buffer.data(), *place = key + p.K;
+  buffer.resize(std::max<size_t>(buffer.size(), p.K));
   int64_t count = 0;
   for (int64_t i = 0; i < p.K; ++i)
-    if (p.selected[row * p.K + i] >= 0) key[count] = p.selected[row * p.K + i], place[count++] = int32_t(i);
-  return {count, key, place};
+    if (p.selected[row * p.K + i] >= 0) buffer[count++] = p.selected[row * p.K + i];
+  return {count, buffer.data()};
 }
 
-// scores[h][i] = scale * q_h . key_i, rows of `stride` with -inf behind the keys.
-void score(const SparseMlaParams& p, int64_t row, const Keys& keys, int64_t stride, float* scores) {
-  const char* q = static_cast<const char*>(p.q) + row * p.H * p.C * (p.type == Storage::f32 ? 4 : 2);
+// scores[h][i] = scale * q_h . key_i of heads [first, last), rows of `stride` with -inf behind the keys.
+void score(const SparseMlaParams& p, int64_t row, int64_t first, int64_t last, const Keys& keys, int64_t stride, float* scores) {
+  const char* q = static_cast<const char*>(p.q) + (row * p.H + first) * p.C * (p.type == Storage::f32 ? 4 : 2);
   gemm_serial({.a = q,
                .b = p.kv,
                .c = scores,
-               .M = p.H,
+               .M = last - first,
                .N = keys.count,
                .K = p.C,
                .a_row = p.C,
@@ -40,51 +38,56 @@ void score(const SparseMlaParams& p, int64_t row, const Keys& keys, int64_t stri
                .a_type = p.type,
                .b_type = p.type,
                .b_columns = keys.key});
-  for (int64_t h = 0; h < p.H; ++h) {
+  for (int64_t h = 0; h < last - first; ++h) {
     float* at = scores + h * stride;
     for (int64_t i = 0; i < keys.count; ++i) at[i] *= p.scale;
     std::fill(at + keys.count, at + stride, -INFINITY);
   }
 }
 
+// Scores of a head become probabilities; returns their log-sum-exp.
+float softmax(float* scores, int64_t stride) {
+  Vec largest = splat(-INFINITY), total{};
+  for (int64_t i = 0; i < stride; i += kLanes) largest = max(load(scores + i), largest);
+  float top = max_lane(largest);
+  for (int64_t i = 0; i < stride; i += kLanes) {
+    Vec e = exp(load(scores + i) - top);
+    store(scores + i, e);
+    total += e;
+  }
+  float all = sum(total), inverse = 1 / all;
+  for (int64_t i = 0; i < stride; i += kLanes) store(scores + i, load(scores + i) * inverse);
+  return top + std::log(all);
+}
+
 int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 }  // namespace
 
-void sparse_mla_row(const SparseMlaParams& p, int64_t row) {
+void sparse_mla_heads(const SparseMlaParams& p, int64_t row, int64_t first, int64_t last, float* shares_GK) {
   static thread_local std::vector<float> buffer;
   Keys keys = keys_of(p, row);
-  int64_t stride = padded(keys.count);
-  buffer.resize(std::max<size_t>(buffer.size(), p.H * stride + p.H * p.R + 1));
+  int64_t stride = padded(keys.count), heads = last - first;
+  buffer.resize(std::max<size_t>(buffer.size(), heads * (stride + p.R) + 1));
   float* scores = buffer.data();
-  float* out = scores + p.H * stride;
-  float* target = p.target + row * p.K;
-  std::fill(target, target + p.K, 0.0f);
+  float* out = scores + heads * stride;
   if (keys.count == 0) {
-    std::fill(p.lse + row * p.H, p.lse + (row + 1) * p.H, INFINITY);
-    std::fill(out, out + p.H * p.R, 0.0f);
+    std::fill(p.lse + row * p.H + first, p.lse + row * p.H + last, INFINITY);
+    std::fill(out, out + heads * p.R, 0.0f);
   } else {
-    score(p, row, keys, stride, scores);
-    for (int64_t h = 0; h < p.H; ++h) {
-      float* at = scores + h * stride;
-      Vec largest = splat(-INFINITY), total{};
-      for (int64_t i = 0; i < stride; i += kLanes) largest = max(load(at + i), largest);
-      float top = max_lane(largest);
-      for (int64_t i = 0; i < stride; i += kLanes) {
-        Vec e = exp(load(at + i) - top);
-        store(at + i, e);
-        total += e;
-      }
-      float sum_h = sum(total), inverse = 1 / sum_h;
-      p.lse[row * p.H + h] = top + std::log(sum_h);
-      for (int64_t i = 0; i < stride; i += kLanes) store(at + i, load(at + i) * inverse);
-      for (int64_t i = 0; i < keys.count; ++i) target[keys.place[i]] += at[i];
+    score(p, row, first, last, keys, stride, scores);
+    for (int64_t h = first; h < last; ++h) {
+      float* at = scores + (h - first) * stride;
+      p.lse[row * p.H + h] = softmax(at, stride);
+      float* share = shares_GK + h / kHeadGroup * p.K;
+      if (h % kHeadGroup == 0) std::copy(at, at + keys.count, share);
+      else
+        for (int64_t i = 0; i < keys.count; ++i) share[i] += at[i];
     }
-    for (int64_t i = 0; i < p.K; ++i) target[i] /= float(p.H);
     gemm_serial({.a = scores,
                  .b = p.kv,
                  .c = out,
-                 .M = p.H,
+                 .M = heads,
                  .N = p.R,
                  .K = keys.count,
                  .a_row = stride,
@@ -95,8 +98,20 @@ void sparse_mla_row(const SparseMlaParams& p, int64_t row) {
                  .b_type = p.type,
                  .b_rows = keys.key});
   }
-  for (int64_t i = 0; i < p.H * p.R; i += kLanes)
-    write(p.out, p.type, row * p.H * p.R + i, p.H * p.R - i, read(out, Storage::f32, i, p.H * p.R - i));
+  for (int64_t i = 0; i < heads * p.R; i += kLanes)
+    write(p.out, p.type, (row * p.H + first) * p.R + i, heads * p.R - i, read(out, Storage::f32, i, heads * p.R - i));
+}
+
+void sparse_mla_target(const SparseMlaParams& p, int64_t row, const float* shares_GK) {
+  int64_t groups = (p.H + kHeadGroup - 1) / kHeadGroup, i = 0;
+  for (int64_t place = 0; place < p.K; ++place) {
+    float total = 0;
+    if (p.selected[row * p.K + place] >= 0) {
+      for (int64_t g = 0; g < groups; ++g) total += shares_GK[g * p.K + i];
+      ++i;
+    }
+    p.target[row * p.K + place] = total / float(p.H);
+  }
 }
 
 // With P = exp(S - lse), dP = dO V^T, dS = P * (dP - rowsum(O * dO)) * scale: dq = dS K, dK = dS^T q, dV = P^T dO.
@@ -112,7 +127,7 @@ void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, int64_t slot
   float* gradient = probability + p.H * stride;
   const char* q = static_cast<const char*>(p.q) + row * p.H * p.C * element;
   const char* dout = static_cast<const char*>(p.dout) + row * p.H * p.R * element;
-  score(p, row, keys, stride, probability);
+  score(p, row, 0, p.H, keys, stride, probability);
   gemm_serial({.a = dout,
                .b = p.kv,
                .c = gradient,

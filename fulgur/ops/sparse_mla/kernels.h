@@ -23,7 +23,13 @@ struct SparseMlaParams {
   float* dkv;           // [S, C], starts as zeros
 };
 
-FULGUR_KERNEL(void, sparse_mla_row, (const SparseMlaParams&, int64_t row))
+constexpr int64_t kHeadGroup = 32;  // the target sums heads in groups, so that few rows can be shared among threads
+
+// Heads [first, last) of a row, `first` being a multiple of kHeadGroup; shares_GK[g] becomes what group g of them adds to the
+// target's keys.
+FULGUR_KERNEL(void, sparse_mla_heads, (const SparseMlaParams&, int64_t row, int64_t first, int64_t last, float* shares_GK))
+// The row's target, when all its heads are done.
+FULGUR_KERNEL(void, sparse_mla_target, (const SparseMlaParams&, int64_t row, const float* shares_GK))
 // dq of the row, and its keys' gradients into contribution[slot].
 FULGUR_KERNEL(void, sparse_mla_backward_row, (const SparseMlaParams&, int64_t row, int64_t slot))
 // dkv[:, first:last] += contributions of rows [row0, row0 + rows), in ascending order.

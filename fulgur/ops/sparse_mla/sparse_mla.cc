@@ -54,8 +54,24 @@ std::tuple<Tensor, Tensor, Tensor> sparse_mla_cpu(const Tensor& q_in, const Tens
   auto lse = at::empty({N, H}, f32), target = at::empty({N, selected.size(1)}, f32);
   auto params = params_of(q, kv, selected, out, lse, value_dim, scale);
   params.target = target.mutable_data_ptr<float>();
-  auto kernel = FULGUR_CALL(sparse_mla_row);
-  parallel_for(N, [&](int64_t row) { kernel(params, row); });
+  auto heads = FULGUR_CALL(sparse_mla_heads);
+  auto sum_target = FULGUR_CALL(sparse_mla_target);
+  int64_t groups = (H + kHeadGroup - 1) / kHeadGroup, K = selected.size(1);
+  if (N >= 2 * threads()) {
+    parallel_for(N, [&](int64_t row) {
+      static thread_local std::vector<float> shares;
+      shares.resize(std::max<size_t>(shares.size(), groups * K));
+      heads(params, row, 0, H, shares.data());
+      sum_target(params, row, shares.data());
+    });
+  } else {  // of few rows, groups of heads are the tasks, so that one token keeps all threads at work
+    std::vector<float> shares(N * groups * K);
+    parallel_for(N * groups, [&](int64_t i) {
+      int64_t row = i / groups, first = i % groups * kHeadGroup;
+      heads(params, row, first, std::min(H, first + kHeadGroup), shares.data() + row * groups * K);
+    });
+    parallel_for(N, [&](int64_t row) { sum_target(params, row, shares.data() + row * groups * K); });
+  }
   return {out, lse, target};
 }
 
