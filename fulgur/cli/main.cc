@@ -9,6 +9,7 @@
 #include "fulgur/base/file.h"
 #include "fulgur/base/threads.h"
 #include "fulgur/cli/cli.h"
+#include "fulgur/ops/arena.h"
 #include "fulgur/ops/isa.h"
 #include "fulgur/train/trainer.h"
 
@@ -88,6 +89,7 @@ int run(int argc, char** argv) {
                    add_bench})
     add(app, common);
 
+  install_arena();
   struct sigaction action = {};
   action.sa_handler = on_signal;
   sigaction(SIGINT, &action, nullptr);
