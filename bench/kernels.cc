@@ -5,6 +5,7 @@
 //                                    result is from the portable kernel's
 //   kernels --case gemm --isa avx2   one case, one instruction set
 //   kernels --once                   each case once, small: for Callgrind
+//   kernels --list                   the names of the cases
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -23,12 +24,16 @@
 #include "fulgur/ops/dense_mla/kernels.h"
 #include "fulgur/ops/experts/kernels.h"
 #include "fulgur/ops/indexer/kernels.h"
+#include "fulgur/ops/indexer_kl/kernels.h"
 #include "fulgur/ops/isa.h"
 #include "fulgur/ops/linear/gemm.h"
 #include "fulgur/ops/log_prob/kernels.h"
 #include "fulgur/ops/norm/kernels.h"
 #include "fulgur/ops/rope/kernels.h"
 #include "fulgur/ops/sparse_mla/kernels.h"
+
+// What Callgrind counts: its name is given to --toggle-collect.
+extern "C" __attribute__((noinline)) void kernels_run_once(const std::function<void()>& run) { run(); }
 
 namespace fulgur {
 namespace {
@@ -95,11 +100,6 @@ void add_dense(std::vector<Case>& out, int64_t N, int64_t S, int64_t H) {
                    .lse = lse->data(), .H = H, .E = E, .V = V, .scale = .07f, .type = Storage::f32, .dout = dout->data(),
                    .dq = grads->data(), .dk = grads->data() + N * H * E, .dv = grads->data() + (N + S) * H * E};
   double pairs = double(H) * double(N) * (double(S) - double(N - 1) / 2);
-  auto blocks = [=](auto kernel, auto& tasks) {
-    for (int64_t first = 0; first < N; first += kDenseMlaRows) tasks.push_back({first, std::min(N, first + kDenseMlaRows)});
-    (void)kernel;
-  };
-  (void)blocks;
   out.push_back({"dense_mla", 2 * pairs * (E + V), 0,
                  [=] {
                    (void)q, (void)k, (void)v, (void)visible;
@@ -194,6 +194,32 @@ void add_indexer(std::vector<Case>& out, int64_t N, int64_t S, int64_t J, int64_
                  nullptr});
 }
 
+void add_kl(std::vector<Case>& out, int64_t N, int64_t S, int64_t J, int64_t H) {
+  constexpr int64_t D = 128, E = 192;
+  auto q = numbers(N * J * D), k = numbers(S * D), w = numbers(N * J, .1f), aq = numbers(N * H * E, .3f), ak = numbers(S * H * E, .3f);
+  auto alse = std::make_shared<Floats>(N * H, 6.0f), ones = std::make_shared<Floats>(N, 1.0f);
+  auto visible = slab(N, S);
+  auto lse = std::make_shared<std::vector<double>>(N), sums = std::make_shared<std::vector<double>>(N * 3 * kKlStripes);
+  auto grads = std::make_shared<Floats>(N * J * D * kKlStripes + S * D), dw = std::make_shared<Floats>(N * J * kKlStripes);
+  IndexerKlParams p{};
+  p.indexer = {q->data(), k->data(), w->data(), visible->data(), J, D, Storage::f32};
+  p.aq = aq->data(), p.ak = ak->data(), p.attention_lse = alse->data(), p.H = H, p.E = E, p.scale = .07f;
+  p.lse = lse->data(), p.dkl = ones->data(), p.dk = grads->data() + N * J * D * kKlStripes;
+  out.push_back({"indexer_kl_dense train", 2.0 * double(N) * (double(S) - double(N - 1) / 2) * double(H * E + 3 * J * D), 0,
+                 [=] {
+                   (void)q, (void)k, (void)w, (void)aq, (void)ak, (void)alse, (void)ones, (void)visible;
+                   std::fill(grads->begin(), grads->end(), 0.0f);
+                   parallel_for((N + kIndexerRows - 1) / kIndexerRows, [&](int64_t i) {
+                     FULGUR_CALL(indexer_lse_block)(p, i * kIndexerRows, std::min(N, (i + 1) * kIndexerRows));
+                   });
+                   parallel_for(kKlStripes, [&](int64_t i) {
+                     KlStripe stripe{sums->data() + i * N * 3, grads->data() + i * N * J * D, dw->data() + i * N * J};
+                     FULGUR_CALL(indexer_kl_stripe)(p, 0, N, i, stripe);
+                   });
+                 },
+                 grads});
+}
+
 void add_rows(std::vector<Case>& out, int64_t N, int64_t D) {
   auto x = numbers(N * D), y = std::make_shared<Floats>(N * D), w = numbers(D), rstd = std::make_shared<Floats>(N);
   auto up = numbers(N * D), m = numbers(N * D), v = std::make_shared<Floats>(N * D, .5f);
@@ -235,8 +261,13 @@ std::vector<Case> all_cases(bool small) {
     for (int64_t rows : {1, 8, 64})
       out.push_back(gemm_case("gemm " + name + " rows " + std::to_string(rows), rows, small ? 256 : 4096, 1024, type));
   }
-  if (small) add_dense(out, 64, 256, 2), add_sparse(out, 2, 512, 16, 256), add_indexer(out, 16, 2048, 8, 128), add_rows(out, 16, 2048);
-  else add_dense(out, 512, 4096, 2), add_sparse(out, 8, 32768, 128, 2048), add_indexer(out, 64, 32768, 64, 2048), add_rows(out, 2048, 8192);
+  if (small) {
+    add_dense(out, 64, 256, 2), add_sparse(out, 2, 512, 16, 256), add_indexer(out, 16, 2048, 8, 128);
+    add_kl(out, 32, 512, 4, 2), add_rows(out, 16, 2048);
+  } else {
+    add_dense(out, 512, 4096, 2), add_sparse(out, 8, 32768, 128, 2048), add_indexer(out, 64, 32768, 64, 2048);
+    add_kl(out, 128, 4096, 64, 16), add_rows(out, 2048, 8192);
+  }
   return out;
 }
 
@@ -261,7 +292,7 @@ double difference(const Floats& a, const Floats& b) {
 
 struct Options {
   std::string name, isa;
-  bool once = false;
+  bool once = false, list = false;
   double seconds = .3;
 };
 
@@ -278,14 +309,19 @@ Options parse(int count, char** arguments) {
     else if (key == "--seconds") o.seconds = std::stod(value());
     else if (key == "--threads") set_threads(std::stoi(value()));
     else if (key == "--once") o.once = true;
-    else throw InputError(cat("[kernels] expected --case, --isa, --seconds, --threads or --once, got ", key));
+    else if (key == "--list") o.list = true;
+    else throw InputError(cat("[kernels] expected --case, --isa, --seconds, --threads, --once or --list, got ", key));
   }
   return o;
 }
 
 void run_all(const Options& o) {
+  if (o.list) {
+    for (const auto& c : all_cases(true)) std::printf("%s\n", c.name.c_str());
+    return;
+  }
   std::map<std::string, Floats> portable;
-  for (std::string name : {"portable", "avx2", "avx512"}) {
+  for (std::string name : {"portable", "avx2", "avx512", "avx512bf16"}) {
     if (!o.isa.empty() && name != o.isa) continue;
     try {
       set_isa(name);
@@ -295,7 +331,7 @@ void run_all(const Options& o) {
     for (const auto& c : all_cases(o.once)) {
       if (c.name.find(o.name) == std::string::npos) continue;
       if (o.once) {
-        c.run();
+        if (c.name == o.name || o.name.empty()) kernels_run_once(c.run);
         continue;
       }
       double seconds = seconds_of(c.run, o.seconds);

@@ -77,7 +77,7 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", std::string("fulgur " FULGUR_VERSION));
   app.add_flag("--json", common.json, "Print results as one JSON object");
   app.add_option("--threads", common.threads, "Threads (default: the cores this process may use)")->check(CLI::Range(1, 1024));
-  app.add_option("--isa", isa_name, "Instruction set: portable, avx2, avx512 (default: the best this CPU has)");
+  app.add_option("--isa", isa_name, "Instruction set: portable, avx2, avx512, avx512bf16 (default: the best this CPU has)");
   app.require_subcommand(1);
   app.fallthrough();
   app.footer("Example:\n  fulgur speedrun --out runs/first\nEvery command has --help with an example.");

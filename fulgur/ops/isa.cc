@@ -11,11 +11,13 @@ bool supported(Isa isa) {
   if (isa == Isa::portable) return true;
   bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == Isa::avx2) return avx2;
-  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
+  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512vl");
+  return isa == Isa::avx512 ? avx512 : avx512 && __builtin_cpu_supports("avx512bf16");
 }
 
 Isa best() {
+  if (supported(Isa::avx512bf16) && __builtin_cpu_is("amd")) return Isa::avx512bf16;
   if (supported(Isa::avx512)) return Isa::avx512;
   return supported(Isa::avx2) ? Isa::avx2 : Isa::portable;
 }
@@ -26,17 +28,19 @@ std::atomic<Isa> g_isa{best()};
 
 Isa isa() { return g_isa.load(std::memory_order_relaxed); }
 
-const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable"; }
+const char* isa_name(Isa isa) {
+  return isa == Isa::avx512bf16 ? "avx512bf16" : isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
+}
 
 void set_isa(const std::string& name) {
-  for (Isa candidate : {Isa::portable, Isa::avx2, Isa::avx512}) {
+  for (Isa candidate : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
     if (name != isa_name(candidate)) continue;
     FULGUR_CHECK(supported(candidate), "[isa] expected an instruction set of this CPU, got ", name,
                  "\n  hint: the best one here is ", isa_name(best()));
     g_isa = candidate;
     return;
   }
-  throw InputError(cat("[isa] expected portable, avx2 or avx512, got ", name));
+  throw InputError(cat("[isa] expected portable, avx2, avx512 or avx512bf16, got ", name));
 }
 
 }  // namespace fulgur

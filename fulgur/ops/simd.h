@@ -1,5 +1,5 @@
 // A vector of floats as wide as the instruction set the file is compiled for. A kernel file is compiled once for each
-// set (-DFULGUR_ISA=portable|avx2|avx512) and puts its code into namespace fulgur::FULGUR_ISA, so no code for a newer
+// set (-DFULGUR_ISA=portable|avx2|avx512|avx512bf16) and puts its code into namespace fulgur::FULGUR_ISA, so no code for a newer
 // CPU can be linked into a function an older one runs. FMA is explicit (the build turns contraction off): what rounds
 // is what is written. Include only from kernels.cc files and the kernel headers they include.
 #pragma once
@@ -49,6 +49,19 @@ inline float fma(float a, float b, float c) {
   return a * b + c;
 #endif
 }
+
+// Products of bf16 pairs, two of k in each 32-bit lane: a.low * b.low + a.high * b.high + c, rounded as the instruction does
+// (subnormals count as zero). Only the instruction set that has it uses it: its bits are its own.
+#if defined(__AVX512BF16__)
+constexpr bool kPairs = true;
+inline Vec pair_fma(Vec a, Vec b, Vec c) {
+  return reinterpret_cast<Vec>(
+      _mm512_dpbf16_ps(reinterpret_cast<__m512>(c), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+}
+#else
+constexpr bool kPairs = false;
+inline Vec pair_fma(Vec, Vec, Vec c) { return c; }
+#endif
 
 // NaN in `a` gives NaN, so that it cannot hide behind a maximum.
 inline Vec max(Vec a, Vec b) { return a < b ? b : a; }

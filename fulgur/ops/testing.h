@@ -67,4 +67,4 @@ class EachIsa : public testing::TestWithParam<const char*> {
 
 #define FULGUR_EACH_ISA(name)                                                             \
   class name : public ::fulgur::ops::EachIsa {}; /* NOLINT(bugprone-macro-parentheses) */ \
-  INSTANTIATE_TEST_SUITE_P(Isa, name, testing::Values("portable", "avx2", "avx512"))
+  INSTANTIATE_TEST_SUITE_P(Isa, name, testing::Values("portable", "avx2", "avx512", "avx512bf16"))

@@ -51,8 +51,7 @@ void indexer_score_block(const IndexerParams& p, int64_t first, int64_t last, in
       continue;
     }
     GemmParams product = dot_products(p, first, rows, key + at, keys);
-    if (p.type == Storage::f32) pack_b<float>(product, 0, p.D, 0, keys, packed.data());
-    else pack_b<uint16_t>(product, 0, p.D, 0, keys, packed.data());
+    pack_b<Singles>(product, 0, p.D, 0, keys, packed.data());
     for (int64_t r = 0; r < rows; ++r)
       score_row(p, q + r * row_size, p.w + (first + r) * p.J, packed.data(), keys, scores + r * stride + at);
   }

@@ -20,27 +20,41 @@ constexpr int kGemmRows = 2;  // 8 of 16, four a row
 #endif
 constexpr int kGemmCols = 2 * kLanes;  // two vectors of C for each row
 
-// Where the micro-kernel finds row r, column k of A: at[r * row + k * column].
+// How a product multiplies. A word is what one 32-bit lane holds: one k in f32, or two in bf16 where the CPU multiplies pairs.
+struct Singles {
+  static constexpr int kPerWord = 1;
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+};
+struct Pairs {
+  static constexpr int kPerWord = 2;
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return pair_fma(a, b, c); }
+};
+template <class Math>
+constexpr int64_t words_of(int64_t K) {
+  return (K + Math::kPerWord - 1) / Math::kPerWord;
+}
+
+// Where the micro-kernel finds word k of row r of A: at[r * row + k * column].
 struct RowsOfA {
   const float* at;
   int64_t row, column;
 };
 
-// acc[r][j] = sum_k a[r][k] * b[k][j], then C = acc or C += acc. `b` is packed [K][kGemmCols].
-template <int Rows>
-inline void micro_kernel(const RowsOfA& a, const float* b, int64_t K, float* c, int64_t c_row, int rows, int cols, bool add) {
+// acc[r][j] = sum_k a[r][k] * b[k][j], then C = acc or C += acc. `b` is packed [words][kGemmCols].
+template <int Rows, class Math>
+inline void micro_kernel(const RowsOfA& a, const float* b, int64_t words, float* c, int64_t c_row, int rows, int cols, bool add) {
   Vec acc[Rows][2] = {};
   for (int r = 0; r < rows; ++r) __builtin_prefetch(c + r * c_row, 1);  // a product later it is here
   // A pointer for three rows each: all addresses are then base + {0, 1, 2} * row, which x86 forms for free.
   const float* base[(Rows + 2) / 3];
   for (int i = 0; i < (Rows + 2) / 3; ++i) base[i] = a.at + 3 * i * a.row;
-  for (int64_t k = 0; k < K; ++k, b += kGemmCols) {
+  for (int64_t k = 0; k < words; ++k, b += kGemmCols) {
     Vec b0 = load(b), b1 = load(b + kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       Vec value = splat(base[r / 3][r % 3 * a.row]);
-      acc[r][0] = fma(value, b0, acc[r][0]);
-      acc[r][1] = fma(value, b1, acc[r][1]);
+      acc[r][0] = Math::multiply_add(value, b0, acc[r][0]);
+      acc[r][1] = Math::multiply_add(value, b1, acc[r][1]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < (Rows + 2) / 3; ++i) base[i] += a.column;
@@ -94,35 +108,80 @@ inline void transpose(Vec (&lines)[kLanes]) {
 inline int64_t column_of_b(const GemmParams& p, int64_t n) { return p.b_col * (p.b_columns ? p.b_columns[n] : n); }
 inline int64_t row_of_b(const GemmParams& p, int64_t k) { return p.b_row * (p.b_rows ? p.b_rows[k] : k); }
 
-// Columns [n, n + kLanes) of B, rows [k0, k0 + K), side by side in a panel of f32; zero where fewer than kLanes are left.
-template <class T>
+// kLanes words of a line that is contiguous in k.
+template <class Math, class T>
+inline Vec load_words(const T* at, bool round) {
+  if constexpr (Math::kPerWord == 1) return load_as_f32(at, round);
+  else if constexpr (std::is_same_v<T, uint16_t>) return load(reinterpret_cast<const float*>(at));
+  else {
+    uint16_t halves[2 * kLanes];
+    to_bf16(load(at), halves), to_bf16(load(at + kLanes), halves + kLanes);
+    return load(reinterpret_cast<const float*>(halves));
+  }
+}
+
+// kLanes words of as many columns, that of k and, in pairs, of the next; rows are contiguous.
+template <class Math, class T>
+inline Vec load_across(const T* k, const T* next, bool round) {
+  if constexpr (Math::kPerWord == 1) return load_as_f32(k, round);
+  else {
+    auto low = reinterpret_cast<VecUint>(load_as_f32(k, round));
+    auto high = next ? reinterpret_cast<VecUint>(load_as_f32(next, round)) : VecUint{};
+    return reinterpret_cast<Vec>((low >> 16) | high);
+  }
+}
+
+// The word at k of one column.
+template <class Math, class T>
+inline float word_of(const T* column, const GemmParams& p, int64_t k, int64_t end) {
+  auto value = [&](int64_t at) { return at < end ? widen(column[row_of_b(p, at)], p.round_b_to_bf16) : 0.0f; };
+  if constexpr (Math::kPerWord == 1) return value(k);
+  else {
+    uint16_t halves[2] = {to_bf16(value(k)), to_bf16(value(k + 1))};
+    float word;
+    std::memcpy(&word, halves, sizeof word);
+    return word;
+  }
+}
+
+// Columns [n, n + kLanes) of B, rows [k0, k0 + K), side by side in a panel of words; zero where fewer than kLanes are left.
+template <class Math, class T>
 void pack_lanes(const GemmParams& p, int64_t k0, int64_t K, int64_t n, int64_t left, float* to) {
+  constexpr int64_t kStep = Math::kPerWord;
   const T* b = static_cast<const T*>(p.b);
-  int64_t k = 0;
+  int64_t word = 0, words = words_of<Math>(K);
   if (left >= kLanes && p.b_col == 1 && !p.b_columns)
-    for (; k < K; ++k) store(to + k * kGemmCols, load_as_f32(b + row_of_b(p, k0 + k) + n, p.round_b_to_bf16));
+    for (; word < words; ++word) {
+      int64_t k = k0 + word * kStep;
+      const T* next = kStep == 2 && k + 1 < k0 + K ? b + row_of_b(p, k + 1) + n : nullptr;
+      store(to + word * kGemmCols, load_across<Math>(b + row_of_b(p, k) + n, next, p.round_b_to_bf16));
+    }
   if (left >= kLanes && p.b_row == 1 && !p.b_rows) {
     const T* line[kLanes];
     for (int i = 0; i < kLanes; ++i) line[i] = b + column_of_b(p, n + i) + k0;
-    for (; k + kLanes <= K; k += kLanes) {
+    for (; (word + kLanes) * kStep <= K; word += kLanes) {
       Vec square[kLanes];
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) square[i] = load_as_f32(line[i] + k, p.round_b_to_bf16);
+      for (int i = 0; i < kLanes; ++i) square[i] = load_words<Math>(line[i] + word * kStep, p.round_b_to_bf16);
       transpose(square);
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) store(to + (k + i) * kGemmCols, square[i]);
+      for (int i = 0; i < kLanes; ++i) store(to + (word + i) * kGemmCols, square[i]);
     }
   }
   for (int i = 0; i < kLanes; ++i)
-    for (int64_t rest = k; rest < K; ++rest)
-      to[rest * kGemmCols + i] = i < left ? widen(b[column_of_b(p, n + i) + row_of_b(p, k0 + rest)], p.round_b_to_bf16) : 0.0f;
+    for (int64_t rest = word; rest < words; ++rest)
+      to[rest * kGemmCols + i] =
+          i < left ? word_of<Math>(b + column_of_b(p, n + i), p, k0 + rest * kStep, k0 + K) : 0.0f;
 }
 
-// B[k0 .. k0+K][n0 .. n1) as panels [panel][K][kGemmCols].
-template <class T>
+// B[k0 .. k0+K][n0 .. n1) as panels [panel][words][kGemmCols].
+template <class Math>
 void pack_b(const GemmParams& p, int64_t k0, int64_t K, int64_t n0, int64_t n1, float* to) {
-  for (int64_t n = n0; n < n1; n += kGemmCols, to += kGemmCols * K)
-    for (int i = 0; i < kGemmCols; i += kLanes) pack_lanes<T>(p, k0, K, n + i, n1 - n - i, to + i);
+  for (int64_t n = n0; n < n1; n += kGemmCols, to += kGemmCols * words_of<Math>(K))
+    for (int i = 0; i < kGemmCols; i += kLanes) {
+      if (p.b_type == Storage::f32) pack_lanes<Math, float>(p, k0, K, n + i, n1 - n - i, to + i);
+      else pack_lanes<Math, uint16_t>(p, k0, K, n + i, n1 - n - i, to + i);
+    }
 }
 
 // Lines of f32 out of lines of any type and stride.
@@ -150,54 +209,88 @@ RowsOfA widen_a(const GemmParams& p, int64_t m0, int64_t rows, int64_t room, int
   return by_row ? RowsOfA{to.data(), stride, 1} : RowsOfA{to.data(), 1, stride};
 }
 
-// Rows of A are read in place when they are f32, contiguous in k, and short enough that a panel's rows do not fall into the
-// same few cache sets; else, and for a last panel that is not full, they are copied.
-inline bool reads_in_place(const GemmParams& p) { return p.a_type == Storage::f32 && p.a_col == 1 && p.a_row <= 512; }
+// The same as rows of pairs, a zero behind an odd K.
+inline RowsOfA pair_a(const GemmParams& p, int64_t m0, int64_t rows, int64_t k0, int64_t K, int64_t stride, float* to) {
+  for (int64_t m = 0; m < rows; ++m) {
+    const auto* from = static_cast<const uint16_t*>(p.a) + (m0 + m) * p.a_row + k0 * p.a_col;
+    auto* line = reinterpret_cast<uint16_t*>(to + m * stride);
+    if (p.a_col == 1) std::memcpy(line, from, K * sizeof *from);
+    else
+      for (int64_t k = 0; k < K; ++k) line[k] = from[k * p.a_col];
+    if (K % 2 == 1) line[K] = 0;
+  }
+  return {to, stride, 1};
+}
 
-template <int Rows>
+template <class Math>
+RowsOfA copy_a(const GemmParams& p, int64_t m0, int64_t rows, int64_t room, int64_t k0, int64_t K, std::vector<float>& to) {
+  if constexpr (Math::kPerWord == 2) {
+    constexpr int64_t kStride = kGemmK / 2 + kLanes;
+    to.resize(std::max<size_t>(to.size(), room * kStride));
+    return pair_a(p, m0, rows, k0, K, kStride, to.data());
+  } else {
+    return p.a_type == Storage::f32 ? widen_a<float>(p, m0, rows, room, k0, K, to)
+                                    : widen_a<uint16_t>(p, m0, rows, room, k0, K, to);
+  }
+}
+
+// Rows of A that are whole words where they lie.
+template <class Math>
+bool lies_in_words(const GemmParams& p) {
+  if constexpr (Math::kPerWord == 1) return p.a_type == Storage::f32 && p.a_col == 1;
+  return p.a_col == 1 && p.a_row % 2 == 0 && p.K % 2 == 0 && reinterpret_cast<uintptr_t>(p.a) % 4 == 0;
+}
+template <class Math>
+const float* words_at(const GemmParams& p, int64_t m, int64_t k) {
+  return static_cast<const float*>(p.a) + (m * p.a_row + k) / Math::kPerWord;
+}
+
+// Rows of A are read in place when they are words, contiguous in k, and short enough that a panel's rows do not fall into the
+// same few cache sets; else, and for a last panel that is not full, they are copied.
+template <int Rows, class Math>
 void multiply_panels(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* c, int64_t c_row) {
   static thread_local std::vector<float> a_copy, b_pack;
-  int64_t in_place = reads_in_place(p) ? (m1 - m0) / Rows * Rows : 0, rows = m1 - m0 - in_place;
+  bool short_rows = lies_in_words<Math>(p) && p.a_row <= 512 * Math::kPerWord;
+  int64_t in_place = short_rows ? (m1 - m0) / Rows * Rows : 0, rows = m1 - m0 - in_place;
   int64_t room = (rows + Rows - 1) / Rows * Rows, b_panels = (n1 - n0 + kGemmCols - 1) / kGemmCols;
   b_pack.resize(std::max<size_t>(b_pack.size(), b_panels * kGemmCols * kGemmK));
   for (int64_t k0 = 0; k0 < p.K; k0 += kGemmK) {
-    int64_t K = std::min<int64_t>(kGemmK, p.K - k0);
+    int64_t K = std::min<int64_t>(kGemmK, p.K - k0), words = words_of<Math>(K);
     bool add = k0 > 0 || p.accumulate;
-    RowsOfA copied = p.a_type == Storage::f32 ? widen_a<float>(p, m0 + in_place, rows, room, k0, K, a_copy)
-                                              : widen_a<uint16_t>(p, m0 + in_place, rows, room, k0, K, a_copy);
-    if (p.b_type == Storage::f32) pack_b<float>(p, k0, K, n0, n1, b_pack.data());
-    else pack_b<uint16_t>(p, k0, K, n0, n1, b_pack.data());
+    RowsOfA copied = copy_a<Math>(p, m0 + in_place, rows, room, k0, K, a_copy);
+    pack_b<Math>(p, k0, K, n0, n1, b_pack.data());
     for (int64_t j = 0; j < b_panels; ++j) {
-      const float* b = b_pack.data() + j * kGemmCols * K;
+      const float* b = b_pack.data() + j * kGemmCols * words;
       float* to = c + j * kGemmCols;
       int cols = int(std::min<int64_t>(kGemmCols, n1 - n0 - j * kGemmCols));
       for (int64_t m = 0; m < in_place; m += Rows)
-        micro_kernel<Rows>({static_cast<const float*>(p.a) + (m0 + m) * p.a_row + k0, p.a_row, 1}, b, K, to + m * c_row, c_row,
-                           Rows, cols, add);
+        micro_kernel<Rows, Math>({words_at<Math>(p, m0 + m, k0), p.a_row / Math::kPerWord, 1}, b, words, to + m * c_row, c_row,
+                                 Rows, cols, add);
       for (int64_t m = 0; m < rows; m += Rows)
-        micro_kernel<Rows>({copied.at + m * copied.row, copied.row, copied.column}, b, K, to + (in_place + m) * c_row, c_row,
-                           int(std::min<int64_t>(Rows, rows - m)), cols, add);
+        micro_kernel<Rows, Math>({copied.at + m * copied.row, copied.row, copied.column}, b, words, to + (in_place + m) * c_row,
+                                 c_row, int(std::min<int64_t>(Rows, rows - m)), cols, add);
     }
   }
 }
 
-// acc[r][j] += sum of row[r][k] * turned[k - first][j] over k in [first, first + depth), ascending.
-template <int Rows>
-inline void multiply_square(const float* const (&row)[Rows], int64_t first, const Vec (&turned)[kLanes], int depth,
+// acc[r][j] += sum of row[r][k] * turned[k - first][j] over words k in [first, first + depth), ascending.
+template <int Rows, class Math>
+inline void multiply_square(const float* const (&row)[Rows], int64_t first, const Vec (&turned)[kLanes], int64_t depth,
                             Vec (&acc)[Rows]) {
 #pragma GCC unroll 16
   for (int k = 0; k < kLanes; ++k) {
     if (k == depth) break;
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) acc[r] = fma(splat(row[r][first + k]), turned[k], acc[r]);
+    for (int r = 0; r < Rows; ++r) acc[r] = Math::multiply_add(splat(row[r][first + k]), turned[k], acc[r]);
   }
 }
 
 // Up to `Rows` rows of A by columns [n0, n1) of B, which is contiguous in k: each weight is read once, where it lies, and
 // turned in registers; packing it would cost more than the product does.
-template <int Rows, class T>
-void multiply_few(const GemmParams& p, const float* const (&row)[Rows], int rows, int64_t n0, int64_t n1, float* c,
-                  int64_t c_row) {
+template <int Rows, class Math, class T>
+void multiply_lines(const GemmParams& p, const float* const (&row)[Rows], int rows, int64_t n0, int64_t n1, float* c,
+                    int64_t c_row) {
+  constexpr int64_t kStep = Math::kPerWord * kLanes;
   for (int64_t n = n0; n < n1; n += kLanes, c += kLanes) {
     int cols = int(std::min<int64_t>(kLanes, n1 - n));
     const T* line[kLanes];
@@ -207,20 +300,20 @@ void multiply_few(const GemmParams& p, const float* const (&row)[Rows], int rows
     for (int64_t k0 = 0; k0 < p.K; k0 += kGemmK) {
       Vec acc[Rows] = {};
       int64_t k = k0, end = std::min<int64_t>(p.K, k0 + kGemmK);
-      for (; k + kLanes <= end; k += kLanes) {
+      for (; k + kStep <= end; k += kStep) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) turned[i] = load_as_f32(line[i] + k, p.round_b_to_bf16);
+        for (int i = 0; i < kLanes; ++i) turned[i] = load_words<Math>(line[i] + k, p.round_b_to_bf16);
         transpose(turned);
-        multiply_square<Rows>(row, k, turned, kLanes, acc);
+        multiply_square<Rows, Math>(row, k / Math::kPerWord, turned, kLanes, acc);
       }
       if (k < end) {
         for (int i = 0; i < kLanes; ++i) {
-          T part[kLanes] = {};
+          T part[kStep] = {};
           std::copy(line[i] + k, line[i] + end, part);
-          turned[i] = load_as_f32(part, p.round_b_to_bf16);
+          turned[i] = load_words<Math>(part, p.round_b_to_bf16);
         }
         transpose(turned);
-        multiply_square<Rows>(row, k, turned, int(end - k), acc);
+        multiply_square<Rows, Math>(row, k / Math::kPerWord, turned, words_of<Math>(end - k), acc);
       }
       for (int r = 0; r < Rows; ++r) total[r] = k0 > 0 || p.accumulate ? total[r] + acc[r] : acc[r];
     }
@@ -228,24 +321,39 @@ void multiply_few(const GemmParams& p, const float* const (&row)[Rows], int rows
   }
 }
 
-template <int Rows>
+template <int Rows, class Math>
 void multiply_few(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* c, int64_t c_row) {
-  static thread_local std::vector<float> widened;
+  static thread_local std::vector<float> copied;
   int rows = int(m1 - m0);
-  bool as_it_lies = p.a_type == Storage::f32 && p.a_col == 1;
+  bool as_it_lies = lies_in_words<Math>(p);
+  int64_t stride = words_of<Math>(p.K);
   if (!as_it_lies) {
-    widened.resize(std::max<size_t>(widened.size(), rows * p.K));
-    if (p.a_type == Storage::f32)
-      widen_lines(static_cast<const float*>(p.a) + m0 * p.a_row, p.a_row, p.a_col, rows, p.K, widened.data(), p.K);
-    else widen_lines(static_cast<const uint16_t*>(p.a) + m0 * p.a_row, p.a_row, p.a_col, rows, p.K, widened.data(), p.K);
+    copied.resize(std::max<size_t>(copied.size(), rows * stride));
+    if constexpr (Math::kPerWord == 2) pair_a(p, m0, rows, 0, p.K, stride, copied.data());
+    else if (p.a_type == Storage::f32)
+      widen_lines(static_cast<const float*>(p.a) + m0 * p.a_row, p.a_row, p.a_col, rows, p.K, copied.data(), stride);
+    else widen_lines(static_cast<const uint16_t*>(p.a) + m0 * p.a_row, p.a_row, p.a_col, rows, p.K, copied.data(), stride);
   }
   const float* row[Rows];  // rows that are not there repeat the last, and are not stored
   for (int r = 0; r < Rows; ++r) {
     int at = std::min(r, rows - 1);
-    row[r] = as_it_lies ? static_cast<const float*>(p.a) + (m0 + at) * p.a_row : widened.data() + at * p.K;
+    row[r] = as_it_lies ? words_at<Math>(p, m0 + at, 0) : copied.data() + at * stride;
   }
-  if (p.b_type == Storage::f32) multiply_few<Rows, float>(p, row, rows, n0, n1, c, c_row);
-  else multiply_few<Rows, uint16_t>(p, row, rows, n0, n1, c, c_row);
+  if (p.b_type == Storage::f32) multiply_lines<Rows, Math, float>(p, row, rows, n0, n1, c, c_row);
+  else multiply_lines<Rows, Math, uint16_t>(p, row, rows, n0, n1, c, c_row);
+}
+
+template <class Math>
+void multiply(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* c, int64_t c_row) {
+  int64_t rows = m1 - m0;
+  if (rows <= 8 && p.b_row == 1 && !p.b_rows) {
+    if (rows == 1) multiply_few<1, Math>(p, m0, m1, n0, n1, c, c_row);
+    else if (rows == 2) multiply_few<2, Math>(p, m0, m1, n0, n1, c, c_row);
+    else if (rows <= 4) multiply_few<4, Math>(p, m0, m1, n0, n1, c, c_row);
+    else multiply_few<8, Math>(p, m0, m1, n0, n1, c, c_row);
+  } else if (rows == 1) multiply_panels<1, Math>(p, m0, m1, n0, n1, c, c_row);
+  else if (rows <= 4) multiply_panels<4, Math>(p, m0, m1, n0, n1, c, c_row);
+  else multiply_panels<kGemmRows, Math>(p, m0, m1, n0, n1, c, c_row);
 }
 
 inline void gemm_region(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
@@ -259,12 +367,11 @@ inline void gemm_region(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0,
   }
   if (p.K == 0 && !p.accumulate)
     for (int64_t r = 0; r < rows; ++r) std::fill(c + r * c_row, c + r * c_row + cols, 0.0f);
-  if (rows <= 8 && p.b_row == 1 && !p.b_rows) {
-    auto multiply = rows == 1 ? multiply_few<1> : rows == 2 ? multiply_few<2> : rows <= 4 ? multiply_few<4> : multiply_few<8>;
-    multiply(p, m0, m1, n0, n1, c, c_row);
-  } else if (rows == 1) multiply_panels<1>(p, m0, m1, n0, n1, c, c_row);
-  else if (rows <= 4) multiply_panels<4>(p, m0, m1, n0, n1, c, c_row);
-  else multiply_panels<kGemmRows>(p, m0, m1, n0, n1, c, c_row);
+  bool in_pairs = p.a_type == Storage::bf16 && (p.b_type == Storage::bf16 || p.round_b_to_bf16);
+  if constexpr (kPairs) {
+    if (in_pairs) multiply<Pairs>(p, m0, m1, n0, n1, c, c_row);
+    else multiply<Singles>(p, m0, m1, n0, n1, c, c_row);
+  } else multiply<Singles>(p, m0, m1, n0, n1, c, c_row);
   if (p.c_type == Storage::bf16)
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t j = 0; j < cols; ++j) static_cast<uint16_t*>(p.c)[(m0 + r) * p.c_row + n0 + j] = to_bf16(c[r * cols + j]);
