@@ -26,6 +26,12 @@ inline Storage storage(const Tensor& tensor, const char* area) {
   return tensor.scalar_type() == at::kFloat ? Storage::f32 : Storage::bf16;
 }
 
+// Whether all rows' gradients are one number, spread: what a sum of rows hands back. A loss whose forward pass made the
+// gradients of that sum then only scales them.
+inline bool equal_weights(const Tensor& gradient_N) {
+  return gradient_N.size(0) > 0 && (gradient_N.size(0) == 1 || gradient_N.stride(0) == 0);
+}
+
 // Calls fulgur::<name> through the dispatcher: autograd, Meta and CPU kernels are found by it.
 // `static const auto op = typed<Signature>("linear"); op.call(...)`.
 template <class Signature>

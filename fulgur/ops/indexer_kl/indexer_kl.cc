@@ -205,8 +205,6 @@ variable_list scaled(const Tensor& dkl, const variable_list& made, at::ScalarTyp
   return {(made[0] * weight).to(type), (made[1] * weight).to(type), made[2] * weight};
 }
 
-bool equal_weights(const Tensor& dkl) { return dkl.size(0) > 0 && (dkl.size(0) == 1 || dkl.stride(0) == 0); }
-
 struct DenseFunction : torch::autograd::Function<DenseFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& w, const Tensor& aq,
                         const Tensor& ak, const Tensor& alse, const Tensor& visible, double scale, bool wanted) {

@@ -1,5 +1,9 @@
 #include "fulgur/ops/log_prob/log_prob.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/ones.h>
+#include <c10/core/GradMode.h>
+
 #include "fulgur/ops/log_prob/kernels.h"
 #include "fulgur/ops/op.h"
 
@@ -8,7 +12,9 @@ namespace {
 
 using LogitsSignature = Tensor(const Tensor&, const Tensor&);
 using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&);
-using Backward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&);
+// {result, lse, dx, dweight}, the gradients f32, of sum(dresult * result).
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&);
 
 constexpr int64_t kChunk = 512;  // rows whose logits are held at once; a multiple of the GEMM's chain length
 
@@ -39,6 +45,13 @@ void check(const Tensor& x, const Tensor& weight) {
                "[log_prob] expected rows [N, D] and a head [V, D], got ", x.sizes(), " and ", weight.sizes());
 }
 
+void check_targets(const Tensor& targets, int64_t N, int64_t V) {
+  FULGUR_CHECK(targets.dim() == 1 && targets.size(0) == N, "[log_prob] expected ", N, " targets, got ", targets.sizes());
+  const int* target = targets.const_data_ptr<int>();
+  for (int64_t i = 0; i < N; ++i)
+    FULGUR_CHECK(target[i] >= -1 && target[i] < V, "[log_prob] expected targets below ", V, ", got ", target[i]);
+}
+
 Tensor logits_cpu(const Tensor& x_in, const Tensor& weight_in) {
   check(x_in, weight_in);
   auto x = x_in.contiguous(), weight = weight_in.contiguous();
@@ -51,31 +64,28 @@ Tensor logits_meta(const Tensor& x, const Tensor& weight) {
   return at::empty_symint({x.sym_size(0), weight.sym_size(0)}, x.options().dtype(at::kFloat));
 }
 
-// {log-probability of the target, log of the sum of exponentials}
+// Rows [first, first + rows) of a chunk: log-probability of the target and log of the sum of exponentials.
+void row_results(const float* logits, const int* target, int64_t rows, int64_t V, float* result, float* lse) {
+  auto kernel = FULGUR_CALL(log_sum_exp);
+  parallel_for(rows, [&](int64_t i) {
+    lse[i] = kernel(logits + i * V, V);
+    result[i] = target[i] < 0 ? 0 : logits[i * V + target[i]] - lse[i];
+  });
+}
+
 std::tuple<Tensor, Tensor> log_prob_cpu(const Tensor& x_in, const Tensor& weight_in, const Tensor& targets_in) {
   check(x_in, weight_in);
-  FULGUR_CHECK(targets_in.dim() == 1 && targets_in.size(0) == x_in.size(0), "[log_prob] expected ", x_in.size(0),
-               " targets, got ", targets_in.sizes());
   auto x = x_in.contiguous(), weight = weight_in.contiguous(), targets = targets_in.to(at::kInt).contiguous();
   int64_t N = x.size(0), V = weight.size(0);
+  check_targets(targets, N, V);
   auto options = x.options().dtype(at::kFloat);
-  auto result = at::empty({N}, options), lse = at::empty({N}, options);
-  auto chunk = at::empty({std::min(N, kChunk), V}, options);
-  const int* target = targets.const_data_ptr<int>();
-  float* out = result.mutable_data_ptr<float>();
-  float* total = lse.mutable_data_ptr<float>();
+  auto result = at::empty({N}, options), lse = at::empty({N}, options), chunk = at::empty({std::min(N, kChunk), V}, options);
   float* logits = chunk.mutable_data_ptr<float>();
-  for (int64_t i = 0; i < N; ++i)
-    FULGUR_CHECK(target[i] >= -1 && target[i] < V, "[log_prob] expected targets below ", V, ", got ", target[i]);
-  auto kernel = FULGUR_CALL(log_sum_exp);
   for (int64_t first = 0; first < N; first += kChunk) {
     int64_t rows = std::min(kChunk, N - first);
     logits_into(x, first, rows, weight, logits);
-    parallel_for(rows, [&](int64_t i) {
-      total[first + i] = kernel(logits + i * V, V);
-      int64_t t = target[first + i];
-      out[first + i] = t < 0 ? 0 : logits[i * V + t] - total[first + i];
-    });
+    row_results(logits, targets.const_data_ptr<int>() + first, rows, V, result.mutable_data_ptr<float>() + first,
+                lse.mutable_data_ptr<float>() + first);
   }
   return {result, lse};
 }
@@ -85,92 +95,116 @@ std::tuple<Tensor, Tensor> log_prob_meta(const Tensor& x, const Tensor&, const T
   return {at::empty_symint({x.sym_size(0)}, options), at::empty_symint({x.sym_size(0)}, options)};
 }
 
-std::tuple<Tensor, Tensor> log_prob_backward_cpu(const Tensor& dresult_in, const Tensor& x_in, const Tensor& weight_in,
-                                                 const Tensor& targets_in, const Tensor& lse_in) {
+// dx = dlogits W and dW += dlogits^T x of one chunk.
+void add_products(const Tensor& dlogits, const Tensor& x, const Tensor& weight, int64_t first, int64_t rows, const Tensor& dx,
+                  const Tensor& dweight) {
+  int64_t D = x.size(1), V = weight.size(0);
+  auto x_type = storage(x, "log_prob"), w_type = storage(weight, "log_prob");
+  GemmParams to_x{.a = dlogits.const_data_ptr(),
+                  .b = weight.const_data_ptr(),
+                  .c = const_cast<void*>(at_row(dx, first)),
+                  .M = rows,
+                  .N = D,
+                  .K = V,
+                  .a_row = V,
+                  .a_col = 1,
+                  .b_row = D,
+                  .b_col = 1,
+                  .c_row = D,
+                  .b_type = w_type,
+                  .round_b_to_bf16 = x_type == Storage::bf16 && w_type == Storage::f32};
+  GemmParams to_weight{.a = dlogits.const_data_ptr(),
+                       .b = at_row(x, first),
+                       .c = dweight.mutable_data_ptr(),
+                       .M = V,
+                       .N = D,
+                       .K = rows,
+                       .a_row = 1,
+                       .a_col = V,
+                       .b_row = D,
+                       .b_col = 1,
+                       .c_row = D,
+                       .b_type = x_type,
+                       .accumulate = true};
+  GemmParams both[] = {to_x, to_weight};
+  gemm(both);
+}
+
+Gradients log_prob_backward_cpu(const Tensor& dresult_in, const Tensor& x_in, const Tensor& weight_in,
+                                const Tensor& targets_in) {
+  check(x_in, weight_in);
   auto x = x_in.contiguous(), weight = weight_in.contiguous(), targets = targets_in.to(at::kInt).contiguous();
-  auto dresult = dresult_in.contiguous(), lse = lse_in.contiguous();
-  int64_t N = x.size(0), D = x.size(1), V = weight.size(0);
-  auto dx = at::empty(x.sizes(), x.options());
-  auto dweight = at::zeros(weight.sizes(), weight.options().dtype(at::kFloat));
-  auto chunk = at::empty({std::min(N, kChunk), V}, x.options().dtype(at::kFloat));
+  auto dresult = dresult_in.contiguous();
+  int64_t N = x.size(0), V = weight.size(0);
+  check_targets(targets, N, V);
+  auto options = x.options().dtype(at::kFloat);
+  auto result = at::empty({N}, options), lse = at::empty({N}, options);
+  auto dx = at::empty(x.sizes(), options), dweight = at::zeros(weight.sizes(), options);
+  auto chunk = at::empty({std::min(N, kChunk), V}, options);
   float* logits = chunk.mutable_data_ptr<float>();
   const int* target = targets.const_data_ptr<int>();
   const float* scale = dresult.const_data_ptr<float>();
-  const float* total = lse.const_data_ptr<float>();
-  auto x_type = storage(x, "log_prob"), w_type = storage(weight, "log_prob");
+  float* total = lse.mutable_data_ptr<float>();
   auto kernel = FULGUR_CALL(log_prob_gradient);
   for (int64_t first = 0; first < N; first += kChunk) {
     int64_t rows = std::min(kChunk, N - first);
     logits_into(x, first, rows, weight, logits);
+    row_results(logits, target + first, rows, V, result.mutable_data_ptr<float>() + first, total + first);
     parallel_for(rows, [&](int64_t i) {
       float* row = logits + i * V;
       if (target[first + i] < 0) std::fill(row, row + V, 0.0f);
       else kernel(row, V, total[first + i], target[first + i], scale[first + i]);
     });
-    GemmParams to_x{.a = logits,
-                    .b = weight.const_data_ptr(),
-                    .c = const_cast<void*>(at_row(dx, first)),
-                    .M = rows,
-                    .N = D,
-                    .K = V,
-                    .a_row = V,
-                    .a_col = 1,
-                    .b_row = D,
-                    .b_col = 1,
-                    .c_row = D,
-                    .b_type = w_type,
-                    .c_type = x_type,
-                    .round_b_to_bf16 = x_type == Storage::bf16 && w_type == Storage::f32};
-    GemmParams to_weight{.a = logits,
-                         .b = at_row(x, first),
-                         .c = dweight.mutable_data_ptr(),
-                         .M = V,
-                         .N = D,
-                         .K = rows,
-                         .a_row = 1,
-                         .a_col = V,
-                         .b_row = D,
-                         .b_col = 1,
-                         .c_row = D,
-                         .b_type = x_type,
-                         .accumulate = true};
-    GemmParams both[] = {to_x, to_weight};
-    gemm(both);
+    add_products(chunk, x, weight, first, rows, dx, dweight);
   }
-  return {dx, dweight.to(weight.scalar_type())};
+  return {result, lse, dx, dweight};
 }
 
-std::tuple<Tensor, Tensor> log_prob_backward_meta(const Tensor&, const Tensor& x, const Tensor& weight, const Tensor&,
-                                                  const Tensor&) {
-  return {at::empty_symint(x.sym_sizes(), x.options()), at::empty_symint(weight.sym_sizes(), weight.options())};
+Gradients log_prob_backward_meta(const Tensor&, const Tensor& x, const Tensor& weight, const Tensor& targets) {
+  auto [result, lse] = log_prob_meta(x, weight, targets);
+  auto options = x.options().dtype(at::kFloat);
+  return {result, lse, at::empty_symint(x.sym_sizes(), options), at::empty_symint(weight.sym_sizes(), options)};
 }
 
+// Where a gradient is wanted, the logits are turned into that of the rows' sum while they are there.
 struct LogProbFunction : torch::autograd::Function<LogProbFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& targets) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& targets, bool wanted) {
     at::AutoDispatchBelowADInplaceOrView below;
-    static const auto op = typed<Forward>("log_prob");
-    auto [result, lse] = op.call(x, weight, targets);
-    ctx->save_for_backward({x, weight, targets, lse});
+    static const auto forward_op = typed<Forward>("log_prob");
+    static const auto op = typed<Backward>("log_prob_backward");
+    Tensor result, lse;
+    if (wanted) {
+      auto ones = at::ones_symint({x.sym_size(0)}, x.options().dtype(at::kFloat));
+      auto [value, total, dx, dweight] = op.call(ones, x, weight, targets);
+      ctx->save_for_backward({x, weight, targets, dx, dweight});
+      result = value, lse = total;
+    } else std::tie(result, lse) = forward_op.call(x, weight, targets);
     ctx->mark_non_differentiable({lse});
     return {result, lse};
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     static const auto op = typed<Backward>("log_prob_backward");
     auto s = ctx->get_saved_variables();
-    auto [dx, dweight] = op.call(grads[0], s[0], s[1], s[2], s[3]);
-    return {dx, dweight, Tensor()};
+    auto x_type = s[0].scalar_type(), w_type = s[1].scalar_type();
+    if (equal_weights(grads[0])) {
+      auto weight = grads[0].select(0, 0);
+      return {(s[3] * weight).to(x_type), (s[4] * weight).to(w_type), Tensor(), Tensor()};
+    }
+    auto made = op.call(grads[0], s[0], s[1], s[2]);
+    return {std::get<2>(made).to(x_type), std::get<3>(made).to(w_type), Tensor(), Tensor()};
   }
 };
 
 std::tuple<Tensor, Tensor> log_prob_autograd(const Tensor& x, const Tensor& weight, const Tensor& targets) {
-  auto out = LogProbFunction::apply(x, weight, targets);
+  bool wanted = at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad());
+  auto out = LogProbFunction::apply(x, weight, targets, wanted);
   return {out[0], out[1]};
 }
 
 TORCH_LIBRARY_FRAGMENT(fulgur, m) {
   m.def("logits(Tensor x, Tensor weight) -> Tensor");
   m.def("log_prob(Tensor x, Tensor weight, Tensor targets) -> (Tensor, Tensor)");
-  m.def("log_prob_backward(Tensor dresult, Tensor x, Tensor weight, Tensor targets, Tensor lse) -> (Tensor, Tensor)");
+  m.def("log_prob_backward(Tensor dresult, Tensor x, Tensor weight, Tensor targets) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(fulgur, CPU, m) {
   m.impl("logits", logits_cpu);

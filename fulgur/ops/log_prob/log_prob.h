@@ -10,7 +10,8 @@ namespace fulgur::ops {
 at::Tensor logits(const at::Tensor& x_ND, const at::Tensor& weight_VD);
 
 // log softmax(logits)[target]; 0, without gradient, where the target is -1. targets_N int32. Differentiable in x and
-// weight. Cost 2*N*D*V forward, 6*N*D*V backward (logits are made again). Throws InputError on a target >= V.
+// weight: the forward pass then makes the gradients of the rows' sum too (6*N*D*V FLOP, without gradient 2*N*D*V), and the
+// backward scales them; rows of unequal weight cost another pass. Throws InputError on a target >= V.
 at::Tensor log_prob(const at::Tensor& x_ND, const at::Tensor& weight_VD, const at::Tensor& targets_N);
 
 namespace reference {
