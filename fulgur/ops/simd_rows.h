@@ -2,6 +2,8 @@
 // last vector of a row padded with zeros.
 #pragma once
 
+#include <algorithm>
+
 #include "fulgur/ops/linear/gemm.h"
 #include "fulgur/ops/simd.h"
 
@@ -30,6 +32,15 @@ inline void write(void* base, Storage type, int64_t at, int64_t count, Vec value
     if (type == Storage::f32) static_cast<float*>(base)[at + i] = lane[i];
     else static_cast<uint16_t*>(base)[at + i] = to_bf16(lane[i]);
   }
+}
+
+// work(at, count) for each vector of [0, size): the loop over whole vectors knows that they are whole, and has no branch for
+// the last one.
+template <class Work>
+__attribute__((flatten)) inline void for_vectors(int64_t size, const Work& work) {
+  int64_t at = 0;
+  for (; at + kLanes <= size; at += kLanes) work(at, int64_t(kLanes));
+  if (at < size) work(at, size - at);
 }
 
 }  // namespace fulgur::FULGUR_ISA

@@ -24,7 +24,7 @@ std::tuple<at::Tensor, at::Tensor> quantize_blocks(const at::Tensor& x_RC, Scale
 at::Tensor dequantize_rows(const at::Tensor& bytes_RC, const at::Tensor& scales);
 at::Tensor dequantize_blocks(const at::Tensor& bytes_RC, const at::Tensor& scales);
 
-// The last dimension quantised in groups of at most 128 (pow2) and dequantised again; straight-through gradient.
+// The last dimension of f32 or bf16 quantised in groups of at most 128 (pow2) and dequantised again; straight-through gradient.
 at::Tensor simulate_fp8(const at::Tensor& x);
 
 // Sylvester-ordered Walsh-Hadamard transform of the last dimension (a power of two), times n^-0.5. Its own inverse.
