@@ -5,8 +5,8 @@
 #include <numeric>
 
 #include "fulgur/ops/op.h"
+#include "fulgur/ops/router/kernels.h"
 
-// A few hundred numbers a token: plain loops, each row (or sequence) one piece of work, no vector code needed.
 namespace fulgur::ops {
 namespace {
 
@@ -20,44 +20,10 @@ float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
 template <class Work>
 void for_rows(int64_t rows, const Work& work) {
-  constexpr int64_t kBlock = 256;
+  constexpr int64_t kBlock = 64;
   parallel_for((rows + kBlock - 1) / kBlock, [&](int64_t block) {
     for (int64_t row = block * kBlock; row < std::min(rows, (block + 1) * kBlock); ++row) work(row);
   });
-}
-
-// Indices of the `count` largest of values, larger first, ties to the smaller index, into `out`.
-void best(const float* values, int64_t size, int64_t count, std::vector<int>& out) {
-  out.resize(size);
-  std::iota(out.begin(), out.end(), 0);
-  std::partial_sort(out.begin(), out.begin() + count, out.end(),
-                    [&](int a, int b) { return values[a] > values[b] || (values[a] == values[b] && a < b); });
-  out.resize(count);
-}
-
-void route_row(const float* logits, const float* bias, int64_t experts, int64_t n_group, int64_t topk_group, int64_t k,
-               int* ids) {
-  static thread_local std::vector<float> biased, group_score;
-  static thread_local std::vector<int> kept, chosen;
-  biased.resize(experts), group_score.resize(n_group);
-  int64_t size = experts / n_group;
-  for (int64_t e = 0; e < experts; ++e) biased[e] = sigmoid(logits[e]) + bias[e];
-  for (int64_t g = 0; g < n_group; ++g) {
-    float first = -INFINITY, second = -INFINITY;
-    for (int64_t e = g * size; e < (g + 1) * size; ++e) {
-      if (biased[e] > first) second = first, first = biased[e];
-      else if (biased[e] > second) second = biased[e];
-    }
-    group_score[g] = size > 1 ? first + second : first;
-  }
-  best(group_score.data(), n_group, topk_group, kept);
-  std::vector<bool> open(n_group);
-  for (int g : kept) open[g] = true;
-  for (int64_t e = 0; e < experts; ++e)
-    if (!open[e / size]) biased[e] = -INFINITY;
-  best(biased.data(), experts, k, chosen);
-  std::sort(chosen.begin(), chosen.end());
-  std::copy(chosen.begin(), chosen.end(), ids);
 }
 
 Tensor route_cpu(const Tensor& logits_in, const Tensor& bias_in, int64_t n_group, int64_t topk_group, int64_t k) {
@@ -68,10 +34,10 @@ Tensor route_cpu(const Tensor& logits_in, const Tensor& bias_in, int64_t n_group
   FULGUR_CHECK(topk_group > 0 && topk_group <= n_group && k > 0 && k <= topk_group * (experts / n_group),
                "[router] expected at most ", topk_group * (experts / n_group), " experts a token, got ", k);
   auto ids = at::empty({rows, k}, logits.options().dtype(at::kInt));
-  const float* x = logits.const_data_ptr<float>();
-  const float* b = bias.const_data_ptr<float>();
-  int* out = ids.mutable_data_ptr<int>();
-  for_rows(rows, [&](int64_t row) { route_row(x + row * experts, b, experts, n_group, topk_group, k, out + row * k); });
+  RouteParams params{
+      logits.const_data_ptr<float>(), bias.const_data_ptr<float>(), ids.mutable_data_ptr<int>(), experts, n_group, topk_group, k};
+  auto kernel = FULGUR_CALL(route_row);
+  for_rows(rows, [&](int64_t row) { kernel(params, row); });
   return ids;
 }
 
@@ -151,34 +117,45 @@ std::vector<Sequence> sequences(const Tensor& starts_in, int64_t rows) {
   return out;
 }
 
-// f_e of one sequence: E/(k T) times the tokens that chose e.
-std::vector<float> load_fraction(const int* ids, const Sequence& s, int64_t experts, int64_t k) {
-  std::vector<float> fraction(experts);
-  for (int64_t i = s.first * k; i < (s.first + s.rows) * k; ++i) fraction[ids[i]] += 1;
-  for (float& f : fraction) f *= float(double(experts) / double(k * s.rows));
-  return fraction;
+// f_e of each sequence, [sequences, E]: E/(k T) times the tokens that chose e.
+std::vector<float> load_fractions(const Tensor& ids, const std::vector<Sequence>& parts, int64_t experts) {
+  std::vector<float> fractions(parts.size() * experts);
+  const int* id = ids.const_data_ptr<int>();
+  int64_t k = ids.size(1);
+  parallel_for(int64_t(parts.size()), [&](int64_t i) {
+    float* fraction = fractions.data() + i * experts;
+    for (int64_t j = parts[i].first * k; j < (parts[i].first + parts[i].rows) * k; ++j) fraction[id[j]] += 1;
+    for (int64_t e = 0; e < experts; ++e) fraction[e] *= float(double(experts) / double(k * parts[i].rows));
+  });
+  return fractions;
+}
+
+// work(row, sequence) for the rows of all sequences.
+template <class Work>
+void for_sequence_rows(const std::vector<Sequence>& parts, const Work& work) {
+  if (parts.empty()) return;
+  int64_t first = parts.front().first, last = parts.back().first + parts.back().rows;
+  for_rows(last - first, [&](int64_t i) {
+    auto after = std::upper_bound(parts.begin(), parts.end(), first + i, [](int64_t row, auto& s) { return row < s.first; });
+    work(first + i, after - parts.begin() - 1);
+  });
 }
 
 Tensor balance_cpu(const Tensor& logits_in, const Tensor& ids_in, const Tensor& starts) {
   auto logits = logits_in.contiguous(), ids = ids_in.contiguous();
-  int64_t experts = logits.size(1), k = ids.size(1);
+  int64_t experts = logits.size(1);
   auto parts = sequences(starts, logits.size(0));
+  auto fractions = load_fractions(ids, parts, experts);
   auto losses = at::empty({int64_t(parts.size())}, logits.options());
+  std::vector<float> row_loss(logits.size(0));
   const float* x = logits.const_data_ptr<float>();
-  float* out = losses.mutable_data_ptr<float>();
-  parallel_for(int64_t(parts.size()), [&](int64_t i) {
-    auto fraction = load_fraction(ids.const_data_ptr<int>(), parts[i], experts, k);
-    double loss = 0;
-    for (int64_t row = parts[i].first; row < parts[i].first + parts[i].rows; ++row) {
-      float total = 0, weighted = 0;
-      for (int64_t e = 0; e < experts; ++e) {
-        float s = sigmoid(x[row * experts + e]);
-        total += s, weighted += s * fraction[e];
-      }
-      loss += weighted / total;
-    }
-    out[i] = float(loss / double(parts[i].rows));
-  });
+  auto kernel = FULGUR_CALL(balance_row);
+  for_sequence_rows(
+      parts, [&](int64_t row, int64_t i) { row_loss[row] = kernel(x + row * experts, fractions.data() + i * experts, experts); });
+  for (size_t i = 0; i < parts.size(); ++i) {
+    auto first = row_loss.begin() + parts[i].first;
+    losses.mutable_data_ptr<float>()[i] = float(std::accumulate(first, first + parts[i].rows, 0.0) / double(parts[i].rows));
+  }
   return losses;
 }
 
@@ -188,25 +165,17 @@ Tensor balance_meta(const Tensor& logits, const Tensor&, const Tensor& starts) {
 
 Tensor balance_backward_cpu(const Tensor& dlosses_in, const Tensor& logits_in, const Tensor& ids_in, const Tensor& starts) {
   auto dlosses = dlosses_in.contiguous(), logits = logits_in.contiguous(), ids = ids_in.contiguous();
-  int64_t experts = logits.size(1), k = ids.size(1);
+  int64_t experts = logits.size(1);
   auto parts = sequences(starts, logits.size(0));
+  auto fractions = load_fractions(ids, parts, experts);
   auto dlogits = at::zeros(logits.sizes(), logits.options());
   const float* x = logits.const_data_ptr<float>();
   const float* dl = dlosses.const_data_ptr<float>();
   float* dx = dlogits.mutable_data_ptr<float>();
-  parallel_for(int64_t(parts.size()), [&](int64_t i) {
-    auto fraction = load_fraction(ids.const_data_ptr<int>(), parts[i], experts, k);
+  auto kernel = FULGUR_CALL(balance_backward_row);
+  for_sequence_rows(parts, [&](int64_t row, int64_t i) {
     float unit = dl[i] / float(parts[i].rows);
-    std::vector<float> s(experts);
-    for (int64_t row = parts[i].first; row < parts[i].first + parts[i].rows; ++row) {
-      float total = 0, weighted = 0;
-      for (int64_t e = 0; e < experts; ++e) {
-        s[e] = sigmoid(x[row * experts + e]);
-        total += s[e], weighted += s[e] * fraction[e];
-      }
-      for (int64_t e = 0; e < experts; ++e)
-        dx[row * experts + e] = unit * (fraction[e] - weighted / total) / total * s[e] * (1 - s[e]);
-    }
+    kernel(x + row * experts, fractions.data() + i * experts, experts, unit, dx + row * experts);
   });
   return dlogits;
 }
