@@ -28,15 +28,14 @@ struct NormBackwardParams {
   const float* mean;    // [N] or null
   const float* rstd;    // [N]
   void* dx;             // [N, D]
-  int64_t N, D;
-  float* dweight;  // [D]
-  float* dbias;    // [D] or null
-  Storage type;
+  int64_t D;
+  Storage type;  // of dy, dsum, x, dx
 };
 
 FULGUR_KERNEL(void, norm_row, (const NormParams&, int64_t row))
-FULGUR_KERNEL(void, norm_backward_row, (const NormBackwardParams&, int64_t row))
-// Columns [first, last) of dweight and dbias: rows in ascending order.
-FULGUR_KERNEL(void, norm_backward_columns, (const NormBackwardParams&, int64_t first, int64_t last))
+// Adds what the row gives to dweight and dbias (null for RMSNorm).
+FULGUR_KERNEL(void, norm_backward_row, (const NormBackwardParams&, int64_t row, float* dweight, float* dbias))
+// Columns [first, last) of the sum of rows [count, D], in ascending order.
+FULGUR_KERNEL(void, add_rows, (const float* rows, int64_t count, int64_t D, float* total, int64_t first, int64_t last))
 
 }  // namespace fulgur

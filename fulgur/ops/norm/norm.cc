@@ -14,13 +14,11 @@ using Backward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const MaybeTe
 
 const void* pointer(const MaybeTensor& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 
-// Rows are handed out in blocks: a row alone is too little work for a task.
-void for_rows(int64_t rows, const std::function<void(int64_t)>& work) {
-  constexpr int64_t kBlock = 64;
-  parallel_for((rows + kBlock - 1) / kBlock, [&](int64_t block) {
-    for (int64_t row = block * kBlock; row < std::min(rows, (block + 1) * kBlock); ++row) work(row);
-  });
-}
+// A row alone is too little work for a task. Weight gradients are summed over a block, then over blocks, so its size
+// stands in their bits.
+constexpr int64_t kBlock = 32;
+
+int64_t blocks(int64_t rows) { return (rows + kBlock - 1) / kBlock; }
 
 // One op for the three forms: {y, sum, mean, rstd}; sum is empty without a residual, mean without a bias.
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_cpu(const Tensor& x_in, const MaybeTensor& residual_in, const Tensor& weight,
@@ -48,7 +46,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_cpu(const Tensor& x_in, const Ma
                     float(eps),
                     storage(x, "norm")};
   auto kernel = FULGUR_CALL(norm_row);
-  for_rows(N, [&](int64_t row) { kernel(params, row); });
+  parallel_for(blocks(N), [&](int64_t block) {
+    for (int64_t row = block * kBlock; row < std::min(N, (block + 1) * kBlock); ++row) kernel(params, row);
+  });
   return {y, sum, mean, rstd};
 }
 
@@ -83,17 +83,24 @@ std::tuple<Tensor, Tensor, Tensor> norm_backward_cpu(const Tensor& dy_in, const 
                             static_cast<const float*>(pointer(mean)),
                             rstd.const_data_ptr<float>(),
                             dx.mutable_data_ptr(),
-                            N,
                             D,
-                            dweight.mutable_data_ptr<float>(),
-                            mean ? dbias.mutable_data_ptr<float>() : nullptr,
                             storage(x, "norm")};
   auto row_kernel = FULGUR_CALL(norm_backward_row);
-  for_rows(N, [&](int64_t row) { row_kernel(params, row); });
-  auto column_kernel = FULGUR_CALL(norm_backward_columns);
-  constexpr int64_t kColumns = 64;
-  parallel_for((D + kColumns - 1) / kColumns,
-               [&](int64_t i) { column_kernel(params, i * kColumns, std::min(D, (i + 1) * kColumns)); });
+  auto parts = at::empty({mean ? 2 : 1, blocks(N), D}, weight.options());
+  float *dweight_part = parts.mutable_data_ptr<float>(), *dbias_part = mean ? dweight_part + blocks(N) * D : nullptr;
+  parallel_for(blocks(N), [&](int64_t block) {
+    float *dw = dweight_part + block * D, *db = mean ? dbias_part + block * D : nullptr;
+    std::fill(dw, dw + D, 0.0f);
+    if (db) std::fill(db, db + D, 0.0f);
+    for (int64_t row = block * kBlock; row < std::min(N, (block + 1) * kBlock); ++row) row_kernel(params, row, dw, db);
+  });
+  auto column_kernel = FULGUR_CALL(add_rows);
+  constexpr int64_t kColumns = 256;
+  parallel_for((D + kColumns - 1) / kColumns, [&](int64_t i) {
+    int64_t first = i * kColumns, last = std::min(D, first + kColumns);
+    column_kernel(dweight_part, blocks(N), D, dweight.mutable_data_ptr<float>(), first, last);
+    if (mean) column_kernel(dbias_part, blocks(N), D, dbias.mutable_data_ptr<float>(), first, last);
+  });
   return {dx, dweight, dbias};
 }
 
