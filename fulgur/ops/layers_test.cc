@@ -35,6 +35,32 @@ TEST_P(Layers, NormsAndTheirGradientsEqualTheReference) {
   }
 }
 
+TEST_P(Layers, NoRowsGiveNoRowsAndZeroGradientsOfWeights) {
+  auto x = leaf({0, 9}), weight = leaf({9}), bias = leaf({9}), table = leaf({5, 9});
+  auto y = layer_norm(x, weight, bias, 1e-6) + rms_norm(x, weight, 1e-6) + embedding(table, at::empty({0}, at::kInt), at::kFloat);
+  EXPECT_EQ(y.sizes(), x.sizes());
+  y.backward(at::empty({0, 9}));
+  for (const auto& leaf : {weight, bias, table}) EXPECT_TRUE(at::equal(leaf.grad(), at::zeros_like(leaf)));
+  EXPECT_EQ(route(x, at::zeros({9}), {3, 2, 4}).sizes(), at::IntArrayRef({0, 4}));
+}
+
+TEST_P(Layers, ANormsRowDoesNotDependOnItsBatchAndNaNStaysInIt) {
+  at::manual_seed(9);
+  auto x = at::randn({40, 300}), weight = at::randn({300}), bias = at::randn({300});
+  auto rms = rms_norm(x, weight, 1e-6), layer = layer_norm(x, weight, bias, 1e-6);
+  x[20][299] = NAN;
+  auto spoilt_rms = rms_norm(x, weight, 1e-6), spoilt_layer = layer_norm(x, weight, bias, 1e-6);
+  for (int64_t i = 0; i < 40; ++i) {
+    if (i == 20) {
+      EXPECT_TRUE((spoilt_rms[i].isnan().all() & spoilt_layer[i].isnan().all()).item<bool>());
+    } else {
+      EXPECT_TRUE(at::equal(spoilt_rms[i], rms[i]) && at::equal(spoilt_layer[i], layer[i]));
+      EXPECT_TRUE(at::equal(rms_norm(x[i], weight, 1e-6), rms[i]));
+      EXPECT_TRUE(at::equal(layer_norm(x[i], weight, bias, 1e-6), layer[i]));
+    }
+  }
+}
+
 TEST_P(Layers, RotationEqualsTheReferenceInBothPairings) {
   at::manual_seed(2);
   auto turn = rotation(at::arange(9) * 13, {1.0f, 0.3f, 0.01f});
@@ -60,6 +86,16 @@ TEST_P(Layers, RoutingEqualsTheReference) {
   auto op = [&](const List& in) { return balance_loss(in[0], ids, starts); };
   auto expected = [&](const List& in) { return reference::balance_loss(in[0], ids, starts); };
   EXPECT_LT(worst_difference(op, expected, {logits.clone().requires_grad_()}), 1e-5);
+}
+
+TEST_P(Layers, RoutingKeepsTheOrderOfTiesInTheOfficialShape) {
+  at::manual_seed(10);
+  auto logits = at::randint(-6, 7, {300, 256}).to(at::kFloat) / 4;
+  logits[7] = NAN;
+  auto ids = route(logits, at::zeros({256}), {8, 4, 8});
+  auto expected = reference::route(logits, at::zeros({256}), {8, 4, 8});
+  expected[7] = at::arange(8, at::kInt);
+  EXPECT_TRUE(at::equal(ids, expected));
 }
 
 TEST_P(Layers, ExpertsAndTheirGradientsEqualTheReferenceAlsoWithoutTokens) {

@@ -1,5 +1,8 @@
 #include "fulgur/ops/embedding/embedding.h"
 
+#include <numeric>
+#include <vector>
+
 #include "fulgur/ops/op.h"
 
 namespace fulgur::ops {
@@ -7,6 +10,8 @@ namespace {
 
 using Forward = Tensor(const Tensor&, const Tensor&, bool);
 using Backward = Tensor(const Tensor&, const Tensor&, c10::SymInt);
+
+constexpr int64_t kBlock = 64;  // rows a task writes
 
 Tensor embedding_cpu(const Tensor& weight_in, const Tensor& ids_in, bool bf16) {
   auto weight = weight_in.contiguous(), ids = ids_in.to(at::kInt).contiguous();
@@ -16,11 +21,13 @@ Tensor embedding_cpu(const Tensor& weight_in, const Tensor& ids_in, bool bf16) {
   const int* id = ids.const_data_ptr<int>();
   const float* from = weight.const_data_ptr<float>();
   float* to = rows.mutable_data_ptr<float>();
-  for (int64_t i = 0; i < N; ++i) {
-    FULGUR_CHECK(id[i] >= -1 && id[i] < V, "[embedding] expected token ids below ", V, ", got ", id[i]);
-    if (id[i] < 0) std::fill(to + i * D, to + (i + 1) * D, 0.0f);
-    else std::copy(from + id[i] * D, from + (id[i] + 1) * D, to + i * D);
-  }
+  parallel_for((N + kBlock - 1) / kBlock, [&](int64_t block) {
+    for (int64_t i = block * kBlock; i < std::min(N, (block + 1) * kBlock); ++i) {
+      FULGUR_CHECK(id[i] >= -1 && id[i] < V, "[embedding] expected token ids below ", V, ", got ", id[i]);
+      if (id[i] < 0) std::fill(to + i * D, to + (i + 1) * D, 0.0f);
+      else std::copy(from + id[i] * D, from + (id[i] + 1) * D, to + i * D);
+    }
+  });
   return bf16 ? rows.to(at::kBFloat16) : rows;
 }
 
@@ -28,20 +35,27 @@ Tensor embedding_meta(const Tensor& weight, const Tensor& ids, bool bf16) {
   return at::empty_symint({ids.sym_size(0), weight.sym_size(1)}, weight.options().dtype(bf16 ? at::kBFloat16 : at::kFloat));
 }
 
-// Columns are the tasks: each adds all rows in order, so no two touch one number.
+// Each row of the table is one task's, and adds the gradients of its tokens in order.
 Tensor embedding_backward_cpu(const Tensor& dy_in, const Tensor& ids_in, c10::SymInt vocabulary) {
   auto dy = dy_in.to(at::kFloat).contiguous(), ids = ids_in.to(at::kInt).contiguous();
-  int64_t N = dy.size(0), D = dy.size(1);
-  auto dweight = at::zeros({vocabulary.expect_int(), D}, dy.options());
+  int64_t N = dy.size(0), D = dy.size(1), V = vocabulary.expect_int();
+  auto dweight = at::empty({V, D}, dy.options());
   const int* id = ids.const_data_ptr<int>();
   const float* from = dy.const_data_ptr<float>();
   float* to = dweight.mutable_data_ptr<float>();
-  constexpr int64_t kColumns = 64;
-  parallel_for((D + kColumns - 1) / kColumns, [&](int64_t block) {
-    int64_t last = std::min(D, (block + 1) * kColumns);
-    for (int64_t i = 0; i < N; ++i) {
-      if (id[i] < 0) continue;
-      for (int64_t d = block * kColumns; d < last; ++d) to[id[i] * D + d] += from[i * D + d];
+  // Counting sort: tokens[end[v - 1]..end[v]) are those of id v.
+  std::vector<int64_t> end(V + 1), tokens(N);
+  for (int64_t i = 0; i < N; ++i) ++end[id[i] + 1];
+  end[0] = 0;  // id -1 takes no gradient
+  std::partial_sum(end.begin(), end.end(), end.begin());
+  for (int64_t i = 0; i < N; ++i)
+    if (id[i] >= 0) tokens[end[id[i]]++] = i;
+  parallel_for((V + kBlock - 1) / kBlock, [&](int64_t block) {
+    for (int64_t v = block * kBlock; v < std::min(V, (block + 1) * kBlock); ++v) {
+      float* sum = to + v * D;
+      std::fill(sum, sum + D, 0.0f);
+      for (int64_t t = v == 0 ? 0 : end[v - 1]; t < end[v]; ++t)
+        for (int64_t d = 0; d < D; ++d) sum[d] += from[tokens[t] * D + d];
     }
   });
   return dweight;
