@@ -34,8 +34,8 @@ class Arena : public c10::Allocator {
   }
 
   c10::DataPtr allocate(size_t bytes) override {
-    void* data = int64_t(bytes) < kSmall ? std::aligned_alloc(kAlign, std::max<size_t>(kAlign, (bytes + 63) / 64 * 64))
-                                         : take((int64_t(bytes) + kHeader + kAlign - 1) / kAlign * kAlign);
+    int64_t block = arena_block(int64_t(bytes));
+    void* data = block > 0 ? take(block) : std::aligned_alloc(kAlign, std::max<size_t>(kAlign, (bytes + 63) / 64 * 64));
     FULGUR_CHECK(data, "[memory] expected ", bytes, " bytes for a tensor, got none from the system",
                  "\n  hint: a smaller batch (micro_tokens), context or model; `fulgur inspect --plan` says what a step needs");
     return {data, data, &give_back, at::Device(at::kCPU)};
@@ -139,6 +139,8 @@ bool install_arena() {
   c10::SetCPUAllocator(arena);
   return true;
 }
+
+int64_t arena_block(int64_t bytes) { return bytes < kSmall ? 0 : (bytes + kHeader + kAlign - 1) / kAlign * kAlign; }
 
 ArenaUse arena_use() { return g_arena ? g_arena->use() : ArenaUse{}; }
 void reset_arena_peak() {

@@ -16,6 +16,9 @@ struct ArenaUse {
   int64_t held;  // bytes taken from the system; never given back
 };
 
+// Bytes in use for a tensor of `bytes`: rounded up, with a header; none below 4 KB, which is malloc's business.
+int64_t arena_block(int64_t bytes);
+
 // All zero without an arena.
 ArenaUse arena_use();
 void reset_arena_peak();
