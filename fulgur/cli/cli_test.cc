@@ -20,7 +20,8 @@ TEST_F(Program, HelpOfEveryCommandHasAnExample) {
 
 TEST_F(Program, AWrongCommandLineExitsWith2AndSaysWhatIsExpected) {
   for (std::string wrong : {"", "fly", "forward", "forward --input a --output b --dump everything", "train pretrain", "inspect",
-                            "generate --model x --prompt y --max-tokens -3", "--threads many inspect x", "speedrun --seed abc"}) {
+                            "inspect model --plan recipe.toml", "generate --model x --prompt y --max-tokens -3",
+                            "--threads many inspect x", "speedrun --seed abc"}) {
     auto said = run(wrong);
     EXPECT_EQ(said.code, 2) << wrong << "\n" << said.out;
     EXPECT_EQ(said.out.rfind("[usage] ", 0), 0u) << said.out;
@@ -54,6 +55,7 @@ TEST_F(Program, BadFilesExitWith1NameTheFileAndLeaveNothingBehind) {
            {forward(config, "junk.safetensors", input), "junk.safetensors", "expected a header of at most"},
            {forward(config, weights, weights), "model.safetensors", "expected a tensor tokens, got none"},
            {run("inspect nowhere"), "nowhere", "expected a model folder or a run directory"},
+           {run("inspect --plan none.toml"), "none.toml", ""},
            {run("report nowhere"), "nowhere", "expected a run directory with run.json"},
            {run("data pack nowhere --tokenizer t.json --out s"), "t.json", ""},
            {run("train pretrain none.toml --out r"), "none.toml", ""},
@@ -81,6 +83,20 @@ TEST_F(Program, ARecipesMistakesAreNamedWithTheirLine) {
     EXPECT_EQ(said.code, 1);
     EXPECT_NE(said.out.find(says), std::string::npos) << said.out;
   }
+}
+
+TEST_F(Program, APlanOfARecipeNamesEveryStagesPeak) {
+  write_file_atomic(folder / "some.toml", "[pretrain]\ncontext = 64\nmicro_tokens = 128\nbatch_tokens = 512\n");
+  auto stages = Json::parse(run("inspect --plan some.toml --json").out)["stages"];
+  for (std::string stage : {"pretrain", "warmup", "sparse"}) EXPECT_GT(stages[stage]["planned_bytes"], 1000000) << stage;
+  EXPECT_GT(stages["pretrain"]["gradient_sums"], 0);  // four passes a step
+  auto table = run("inspect --plan some.toml");
+  EXPECT_EQ(table.code, 0);
+  EXPECT_NE(table.out.find("MTP layer"), std::string::npos) << table.out;
+  write_file_atomic(folder / "odd.toml", "[sparse]\ncontext = 64\nmicro_tokens = 100\n");
+  auto odd = run("inspect --plan odd.toml");
+  EXPECT_EQ(odd.code, 1);
+  EXPECT_NE(odd.out.find("[stage] micro_tokens: expected a multiple of context 64, got 100"), std::string::npos) << odd.out;
 }
 
 TEST_F(Program, TokenizerSpeaksJsonLines) {
