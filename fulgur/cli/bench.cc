@@ -16,10 +16,12 @@
 #include "fulgur/cli/cli.h"
 #include "fulgur/cli/recipe.h"
 #include "fulgur/model/cost.h"
+#include "fulgur/ops/arena.h"
 #include "fulgur/ops/isa.h"
 #include "fulgur/ops/peaks.h"
 #include "fulgur/text/train_bpe.h"
 #include "fulgur/train/optimizer.h"
+#include "fulgur/train/plan.h"
 #include "fulgur/train/step.h"
 
 namespace fulgur::cli {
@@ -153,6 +155,19 @@ Json plain_pytorch(const Options& o, const fs::path& config, const std::string& 
   return parse_json(out, "bench/plain_model.py").value("seconds", Json());
 }
 
+// Memory of the steps since reset_arena_peak, beside the plan. Null where there is no arena.
+void add_memory(Json& r, int64_t planned, int64_t held_before) {
+  auto use = arena_use();
+  r["planned_bytes"] = planned;
+  r["peak_bytes"] = use.held > 0 ? Json(use.peak) : Json();
+  r["arena_grown_bytes"] = use.held > 0 ? Json(use.held - held_before) : Json();
+  if (use.held == 0) return;
+  std::printf("  memory: peak %.1f MB, planned %.1f MB (%+.1f %%), arena grown by %lld B\n", double(use.peak) / 1e6,
+              double(planned) / 1e6, 100 * (double(planned) / double(use.peak) - 1),
+              static_cast<long long>(use.held - held_before));
+  std::fflush(stdout);
+}
+
 void bench_train(const Options& o) {
   at::set_num_threads(threads());
   Recipe recipe = read_recipe(o.recipe.empty() ? resource("recipes/speedrun.toml") : fs::path(o.recipe));
@@ -183,6 +198,8 @@ void bench_train(const Options& o) {
       return seconds;
     };
     step(), step();
+    reset_arena_peak();
+    auto held = arena_use().held;
     auto own = timed();  // before and after the reference, so that both meet the same machine
     auto reference = plain_pytorch(o, folder / "config.json", name, stage.batch_tokens / stage.context, stage.context);
     auto after = timed();
@@ -194,6 +211,7 @@ void bench_train(const Options& o) {
     r["tokens_per_second"] = double(stage.batch_tokens) / r["seconds"].get<double>();
     r["reference_seconds"] = reference;
     print_row(r);
+    add_memory(r, plan_step(config, stage).peak(), held);
     results.push_back(r);
   }
   fs::remove_all(folder);
