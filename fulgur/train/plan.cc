@@ -77,19 +77,18 @@ int64_t kept_mlp(const Sizes& s, bool moe) {
          + 2 * s.rows(s.k * s.M) + s.rows(s.k * s.D);            // experts: gate, up, out
 }
 
-// ---- workspace: what lives for a moment only. autograd hands zeros to a function for outputs that have no gradient ----
+// ---- workspace: what lives for a moment only ----
 
-int64_t logits(const Sizes& s) {
+int64_t logits_forward(const Sizes& s) {
   constexpr int64_t kRows = 512;  // log_prob's chunk
-  return arena_block(std::min(s.N, kRows) * s.V * 4) + s.rows(s.D);
+  return arena_block(std::min(s.N, kRows) * s.V * 4);
 }
 
 int64_t mlp_backward(const Sizes& s, bool moe) {
   if (!moe) return s.rows(s.D) + 2 * s.rows(s.F);      // dy; d gate, d up; d swiglu in place of the freed swiglu
   return s.rows(s.D) + s.f32(s.D) + s.as_bf16(s.D)     // dy; dx
          + 2 * s.rows(s.k * s.D) + s.f32(s.k * s.D)    // d out, x by expert; dx by expert
-         + 4 * s.rows(s.k * s.M) + s.f32(s.k)          // d hidden, hidden, d gate, d up; d weights
-         + 2 * s.rows(s.k * s.M) + s.rows(s.k * s.D);  // zeros for gate, up, out
+         + 4 * s.rows(s.k * s.M) + s.f32(s.k);         // d hidden, hidden, d gate, d up; d weights
 }
 
 // Of a layer's kept bytes, what is free when its attention core goes back: o_proj's input, and the KL's q, k, w.
@@ -98,11 +97,11 @@ int64_t freed_before_attention(const Sizes& s) {
 }
 
 int64_t attention_backward(const Sizes& s) {
-  if (s.kind == StageKind::pretrain)  // d stream; d out; dq, dk, dv; zeros for lse
-    return s.rows(s.D) + s.rows(s.HV) + 2 * s.f32(s.HE) + s.f32(s.HV) + 2 * s.as_bf16(s.HE) + s.as_bf16(s.HV) + s.f32(s.H);
+  if (s.kind == StageKind::pretrain)  // d stream; d out; dq, dk, dv
+    return s.rows(s.D) + s.rows(s.HV) + 2 * s.f32(s.HE) + s.f32(s.HV) + 2 * s.as_bf16(s.HE) + s.as_bf16(s.HV);
   int64_t chunk = std::clamp<int64_t>((int64_t(1) << 21) / std::max<int64_t>(1, s.K * s.C), 4, 256);  // rows, of sparse_mla
   return s.rows(s.D) + s.rows(s.H * s.R) + s.f32(s.H * s.C) + s.f32(s.C)                              // d stream; d out; dq; dkv
-         + s.as_bf16(s.H * s.C) + s.as_bf16(s.C) + s.f32(s.H) + s.f32(s.K)                            // zeros for lse and target
+         + s.as_bf16(s.H * s.C) + s.as_bf16(s.C)
          + arena_block(chunk * s.K * s.C * 4);  // a chunk's contributions to dkv
 }
 
@@ -177,8 +176,10 @@ struct Layout {
   int64_t main_layers;
 
   bool is_mtp(size_t layer) const { return int64_t(layer) == main_layers; }
-  // Of log_prob, and of the last norm before it.
-  int64_t kept_head() const { return 2 * sizes.rows(sizes.D) + 3 * sizes.f32(1); }
+  // Of log_prob, which makes its gradients in the forward pass, and of the last norm before it.
+  int64_t kept_head() const {
+    return 2 * sizes.rows(sizes.D) + 3 * sizes.f32(1) + sizes.f32(sizes.D) + parameters.head;
+  }
   // MTP's own input: the embedding, and embedding and hidden joined.
   int64_t kept_mtp_input() const { return 3 * sizes.rows(sizes.D) + 2 * sizes.f32(1); }
 };
@@ -189,11 +190,12 @@ void add_backward(const Layout& l, const ModelConfig& config, StepPlan& plan) {
   const auto& s = l.sizes;
   int64_t below = plan.ends, made = 0, head = l.parameters.head, embedding = l.parameters.embedding;
   for (const auto& layer : plan.layers) below += layer.all();
+  plan.points.push_back({"logits, forward", below, 0, logits_forward(s)});
   auto use_head = [&](const std::string& name) {
-    plan.points.push_back({name, below, made + head, logits(s)});
+    plan.points.push_back({name, below, made + head, s.f32(s.D) + s.as_bf16(s.D)});
     below -= l.kept_head();
   };
-  use_head(l.has_mtp ? "logits, MTP" : "logits");
+  use_head(l.has_mtp ? "head, MTP" : "head");
   made += head;
   for (size_t i = plan.layers.size(); i-- > 0;) {
     const auto& layer = plan.layers[i];
@@ -205,7 +207,7 @@ void add_backward(const Layout& l, const ModelConfig& config, StepPlan& plan) {
     below -= layer.all(), made += gradients.all();
     if (!l.is_mtp(i)) continue;
     made += embedding, below -= l.kept_mtp_input();
-    use_head("logits");
+    use_head("head");
   }
   plan.points.push_back({"embedding", below, made + embedding, s.rows(s.D)});
 }

@@ -98,6 +98,7 @@ struct DenseMlaFunction : torch::autograd::Function<DenseMlaFunction> {
     ctx->save_for_backward({q, k, v, visible, out, lse});
     ctx->saved_data["scale"] = scale;
     ctx->mark_non_differentiable({lse});
+    ctx->set_materialize_grads(false);  // no zeros for outputs without one
     return {out, lse};
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {

@@ -293,6 +293,7 @@ struct ExpertsFunction : torch::autograd::Function<ExpertsFunction> {
     auto [y, gate, up, out] = op.call(x, ids, weights, gate_w, up_w, down_w, shared);
     ctx->save_for_backward({x, ids, weights, gate_w, up_w, down_w, gate, up, out});
     ctx->mark_non_differentiable({gate, up, out});
+    ctx->set_materialize_grads(false);  // no zeros for outputs without one
     return {y, gate, up, out};
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {

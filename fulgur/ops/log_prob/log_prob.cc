@@ -180,6 +180,7 @@ struct LogProbFunction : torch::autograd::Function<LogProbFunction> {
       result = value, lse = total;
     } else std::tie(result, lse) = forward_op.call(x, weight, targets);
     ctx->mark_non_differentiable({lse});
+    ctx->set_materialize_grads(false);  // no zeros for outputs without one
     return {result, lse};
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {

@@ -125,6 +125,7 @@ struct SparseMlaFunction : torch::autograd::Function<SparseMlaFunction> {
     ctx->saved_data["value_dim"] = value_dim;
     ctx->saved_data["scale"] = scale;
     ctx->mark_non_differentiable({lse, target});
+    ctx->set_materialize_grads(false);  // no zeros for outputs without one
     return {out, lse, target};
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
