@@ -3,6 +3,7 @@
 #include <omp.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <exception>
 #include <mutex>
@@ -31,7 +32,8 @@ void parallel_for(int64_t count, const std::function<void(int64_t)>& task) {
   }
   std::exception_ptr error;
   std::mutex mutex;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(g_threads.load())
+  int64_t some = std::max<int64_t>(1, count / (32 * g_threads.load()));  // tasks taken at once: many are short
+#pragma omp parallel for schedule(dynamic, some) num_threads(g_threads.load())
   for (int64_t i = 0; i < count; ++i) {
     try {
       task(i);

@@ -172,7 +172,7 @@ Gradients sparse_backward_cpu(const Tensor& dkl_in, const Tensor& q_in, const Te
   auto contribution = at::empty({std::min(chunk, N), K, D}, w.options());
   params.contribution = contribution.mutable_data_ptr<float>();
   auto kernel = FULGUR_CALL(indexer_kl_sparse_row);
-  constexpr int64_t kColumns = 32;
+  constexpr int64_t kColumns = 16;  // a cache line
   for (int64_t row = 0; row < N; row += chunk) {
     int64_t rows = std::min(chunk, N - row);
     parallel_for(rows, [&](int64_t i) { kernel(params, row + i, i); });

@@ -122,7 +122,7 @@ void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, int64_t slot
   float* dq = p.dq + row * p.H * p.C;
   std::fill(dq, dq + p.H * p.C, 0.0f);
   if (keys.count == 0) return;
-  buffer.resize(std::max<size_t>(buffer.size(), 2 * p.H * stride));
+  buffer.resize(std::max<size_t>(buffer.size(), 2 * p.H * (stride + p.C)));
   float* probability = buffer.data();
   float* gradient = probability + p.H * stride;
   const char* q = static_cast<const char*>(p.q) + row * p.H * p.C * element;
@@ -169,32 +169,25 @@ void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, int64_t slot
                .c_row = p.C,
                .b_type = p.type,
                .b_rows = keys.key});
-  float* dkeys = p.contribution + slot * p.K * p.C;
-  gemm_serial({.a = gradient,
-               .b = q,
-               .c = dkeys,
+  // dK = P^T dO + dS^T q as one product: dO, zero behind the values' size, above q.
+  float* joined = gradient + p.H * stride;
+  for (int64_t h = 0; h < p.H; ++h)
+    for (int64_t d = 0; d < p.C; d += kLanes) {
+      Vec value = d < p.R ? read(dout, p.type, h * p.R + d, p.R - d) : Vec{};
+      write(joined, Storage::f32, h * p.C + d, p.C - d, value);
+      write(joined, Storage::f32, (p.H + h) * p.C + d, p.C - d, read(q, p.type, h * p.C + d, p.C - d));
+    }
+  gemm_serial({.a = probability,
+               .b = joined,
+               .c = p.contribution + slot * p.K * p.C,
                .M = keys.count,
                .N = p.C,
-               .K = p.H,
+               .K = 2 * p.H,
                .a_row = 1,
                .a_col = stride,
                .b_row = p.C,
                .b_col = 1,
-               .c_row = p.C,
-               .b_type = p.type});
-  gemm_serial({.a = probability,
-               .b = dout,
-               .c = dkeys,
-               .M = keys.count,
-               .N = p.R,
-               .K = p.H,
-               .a_row = 1,
-               .a_col = stride,
-               .b_row = p.R,
-               .b_col = 1,
-               .c_row = p.C,
-               .b_type = p.type,
-               .accumulate = true});
+               .c_row = p.C});
 }
 
 void sparse_mla_scatter(const SparseMlaParams& p, int64_t row0, int64_t rows, int64_t first, int64_t last) {

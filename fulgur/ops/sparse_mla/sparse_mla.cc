@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor> sparse_mla_backward_cpu(const Tensor& dout_in, const 
   params.dkv = dkv.mutable_data_ptr<float>();
   auto row_kernel = FULGUR_CALL(sparse_mla_backward_row);
   auto scatter = FULGUR_CALL(sparse_mla_scatter);
-  constexpr int64_t kColumns = 32;
+  constexpr int64_t kColumns = 16;  // a cache line
   for (int64_t row = 0; row < N; row += chunk) {
     int64_t rows = std::min(chunk, N - row);
     parallel_for(rows, [&](int64_t i) { row_kernel(params, row + i, i); });
