@@ -76,8 +76,31 @@ void print_head(const Peaks& peaks) {
               "faster");
 }
 
+// Shares of the limit beside those of an earlier run, whose machine may have been faster or slower.
+void compare(const Json& results, const Json& earlier) {
+  std::printf("%-24s %-32s %9s %9s %7s\n", "operation", "case", "then", "now", "faster");
+  for (const auto& r : results)
+    for (const auto& e : earlier) {
+      if (e["name"] != r["name"] || e["case"] != r["case"] || e["threads"] != r["threads"]) continue;
+      double then = e["share"], now = r["share"];
+      std::printf("%-24s %-32s %7.0f %% %7.0f %% %6.2fx\n", r["name"].get<std::string>().c_str(),
+                  r["case"].get<std::string>().c_str(), 100 * then, 100 * now, now / then);
+    }
+}
+
+// The results in the last line of what `fulgur bench` printed earlier.
+Json earlier_results(const std::string& file) {
+  if (file.empty()) return Json::array();
+  auto text = read_file(file);
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  auto json = parse_json(std::string_view(text).substr(text.rfind('\n') + 1), file);
+  FULGUR_CHECK(json.is_object() && json.contains("results") && json["results"].is_array(), "[bench] expected results in ", file,
+               ", got none\n  hint: fulgur bench ops >FILE keeps what --against reads");
+  return json["results"];
+}
+
 // The limit is the best seen before and behind the cases: a machine that was busy at the start would let shares exceed 1.
-void finish(Peaks peaks, Json results) {
+void finish(Peaks peaks, Json results, const Json& earlier) {
   Peaks again = measure_peaks();
   peaks = {std::max(peaks.flops, again.flops), std::max(peaks.bandwidth, again.bandwidth)};
   for (auto& r : results) {
@@ -85,6 +108,7 @@ void finish(Peaks peaks, Json results) {
     r["limit_seconds"] = limit, r["share"] = limit / r["seconds"].get<double>();
   }
   std::printf("peaks, best of before and behind: %.0f GFLOP/s, %.1f GB/s\n", peaks.flops / 1e9, peaks.bandwidth / 1e9);
+  if (!earlier.empty()) compare(results, earlier);
   Json out = {{"machine", machine_json()},
               {"peaks", {{"flops", peaks.flops}, {"bytes_per_second", peaks.bandwidth}}},
               {"results", results}};
@@ -107,6 +131,7 @@ Json time_case(const ops::BenchCase& c, double budget, const Peaks& peaks) {
 }
 
 void bench_ops(const Options& o) {
+  auto earlier = earlier_results(o.against);
   at::set_num_threads(threads());
   auto peaks = measure_peaks();
   print_head(peaks);
@@ -120,7 +145,7 @@ void bench_ops(const Options& o) {
       results.push_back(r);
     }
   }
-  finish(peaks, results);
+  finish(peaks, results, earlier);
 }
 
 // A tokenizer of bytes alone: the benchmark's tokens are random, only their lengths in bytes are asked for.
@@ -144,7 +169,8 @@ Json plain_pytorch(const Options& o, const fs::path& config, const std::string& 
   auto script = resource("bench/plain_model.py");
   auto python = o.python.empty() ? fs::path(FULGUR_SOURCE_DIR) / ".venv/bin/python" : fs::path(o.python);
   if (!fs::exists(script) || !fs::exists(python)) return nullptr;
-  auto command = cat("env -u GOMP_SPINCOUNT '", python.string(), "' '", script.string(), "' --config '", config.string(),
+  // Let it keep its memory, as we do: with glibc's defaults the kernel clears its pages anew at every step.
+  auto command = cat("env -u GOMP_SPINCOUNT MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=17179869184 '", python.string(), "' '", script.string(), "' --config '", config.string(),
                      "' --stage ", stage, " --threads ", threads(), " --sequences ", sequences, " --context ", context,
                      " --steps ", o.steps, " 2>/dev/null");
   FILE* pipe = popen(command.c_str(), "r");
@@ -169,6 +195,7 @@ void add_memory(Json& r, int64_t planned, int64_t held_before) {
 }
 
 void bench_train(const Options& o) {
+  auto earlier = earlier_results(o.against);
   at::set_num_threads(threads());
   Recipe recipe = read_recipe(o.recipe.empty() ? resource("recipes/speedrun.toml") : fs::path(o.recipe));
   auto config = model_config(recipe);
@@ -215,7 +242,7 @@ void bench_train(const Options& o) {
     results.push_back(r);
   }
   fs::remove_all(folder);
-  finish(peaks, results);
+  finish(peaks, results, earlier);
 }
 
 }  // namespace
@@ -227,8 +254,9 @@ void add_bench(CLI::App& app, Common&) {
   command->require_subcommand(1);
   command->footer("Example:\n  fulgur bench ops --threads 1");
   auto* ops = command->add_subcommand("ops", "Every operation beside its reference in ATen");
-  ops->add_option("--filter", o->filter, "Only operations whose name has this in it");
+  ops->add_option("--filter", o->filter, "Only operations whose name has this in it: mla, or 'sparse_mla V3.2 backward'");
   ops->add_option("--seconds", o->seconds, "Time for each case")->capture_default_str()->check(CLI::PositiveNumber);
+  ops->add_option("--against", o->against, "What an earlier run printed: shares of the limit then and now");
   ops->footer("Example:\n  fulgur bench ops --filter mla --threads 1");
   ops->callback([=] { bench_ops(*o); });
   auto* train = command->add_subcommand("train", "A training step of every stage beside a plain PyTorch model of the same size");
@@ -238,6 +266,7 @@ void add_bench(CLI::App& app, Common&) {
   train->add_option("--steps", o->steps, "Timed steps before and after the reference")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
+  train->add_option("--against", o->against, "What an earlier run printed: shares of the limit then and now");
   train->footer("Example:\n  fulgur bench train --threads 1 --filter sparse");
   train->callback([=] { bench_train(*o); });
 }

@@ -85,6 +85,20 @@ TEST_F(Program, ARecipesMistakesAreNamedWithTheirLine) {
   }
 }
 
+TEST_F(Program, ABenchmarkIsComparedWithAnEarlierOneAndOnlyWithThat) {
+  write_file_atomic(folder / "first.txt", "a table\n{\"results\": [{\"name\": \"rope\", \"case\": \"N2048 H16 E192 P64\","
+                                          " \"threads\": 1, \"share\": 1e-6}]}\n");
+  auto second = run("--threads 1 bench ops --filter rope --seconds 0.01 --against first.txt");
+  EXPECT_EQ(second.code, 0) << second.out;
+  EXPECT_NE(second.out.find("then"), std::string::npos) << second.out;
+  write_file_atomic(folder / "nothing.txt", "{\"peaks\": 1}\n");
+  for (std::string file : {"nothing.txt", "missing.txt"}) {
+    auto said = run("bench ops --against " + file);
+    EXPECT_EQ(said.code, 1) << said.out;
+    EXPECT_NE(said.out.find(file), std::string::npos) << said.out;
+  }
+}
+
 TEST_F(Program, APlanOfARecipeNamesEveryStagesPeak) {
   write_file_atomic(folder / "some.toml", "[pretrain]\ncontext = 64\nmicro_tokens = 128\nbatch_tokens = 512\n");
   auto stages = Json::parse(run("inspect --plan some.toml --json").out)["stages"];
