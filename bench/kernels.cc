@@ -6,6 +6,8 @@
 //   kernels --case gemm --isa avx2   one case, one instruction set
 //   kernels --once                   each case once, small: for Callgrind
 //   kernels --list                   the names of the cases
+#include "fulgur/ops/adamw/kernels.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -20,7 +22,6 @@
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/threads.h"
-#include "fulgur/ops/adamw/kernels.h"
 #include "fulgur/ops/dense_mla/kernels.h"
 #include "fulgur/ops/experts/kernels.h"
 #include "fulgur/ops/indexer/kernels.h"
@@ -70,8 +71,19 @@ std::shared_ptr<std::vector<uint16_t>> halves(int64_t count) {
 
 Case gemm_case(const std::string& name, int64_t M, int64_t N, int64_t K, Storage type) {
   auto c = std::make_shared<Floats>(M * N);
-  GemmParams p{.a = nullptr, .b = nullptr, .c = c->data(), .M = M, .N = N, .K = K, .a_row = K, .a_col = 1, .b_row = 1,
-               .b_col = K, .c_row = N, .a_type = type, .b_type = type};
+  GemmParams p{.a = nullptr,
+               .b = nullptr,
+               .c = c->data(),
+               .M = M,
+               .N = N,
+               .K = K,
+               .a_row = K,
+               .a_col = 1,
+               .b_row = 1,
+               .b_col = K,
+               .c_row = N,
+               .a_type = type,
+               .b_type = type};
   std::shared_ptr<void> a, b;
   if (type == Storage::f32) {
     auto x = numbers(M * K), y = numbers(N * K);
@@ -96,9 +108,21 @@ void add_dense(std::vector<Case>& out, int64_t N, int64_t S, int64_t H) {
   auto y = std::make_shared<Floats>(N * H * V), lse = std::make_shared<Floats>(N * H);
   auto grads = std::make_shared<Floats>((N + S) * H * E + S * H * V);
   auto visible = slab(N, S);
-  DenseMlaParams p{.q = q->data(), .k = k->data(), .v = v->data(), .visible = visible->data(), .out = y->data(),
-                   .lse = lse->data(), .H = H, .E = E, .V = V, .scale = .07f, .type = Storage::f32, .dout = dout->data(),
-                   .dq = grads->data(), .dk = grads->data() + N * H * E, .dv = grads->data() + (N + S) * H * E};
+  DenseMlaParams p{.q = q->data(),
+                   .k = k->data(),
+                   .v = v->data(),
+                   .visible = visible->data(),
+                   .out = y->data(),
+                   .lse = lse->data(),
+                   .H = H,
+                   .E = E,
+                   .V = V,
+                   .scale = .07f,
+                   .type = Storage::f32,
+                   .dout = dout->data(),
+                   .dq = grads->data(),
+                   .dk = grads->data() + N * H * E,
+                   .dv = grads->data() + (N + S) * H * E};
   double pairs = double(H) * double(N) * (double(S) - double(N - 1) / 2);
   out.push_back({"dense_mla", 2 * pairs * (E + V), 0,
                  [=] {
@@ -131,9 +155,22 @@ void add_sparse(std::vector<Case>& out, int64_t N, int64_t S, int64_t H, int64_t
   auto selected = std::make_shared<std::vector<int32_t>>();
   for (int64_t n = 0; n < N; ++n)
     for (int64_t i = 0; i < K; ++i) selected->push_back(int32_t(i * S / K + n * 7 % (S / K)));
-  SparseMlaParams p{.q = q->data(), .kv = kv->data(), .selected = selected->data(), .out = y->data(), .lse = lse->data(),
-                    .target = target->data(), .H = H, .C = C, .R = R, .K = K, .scale = .07f, .type = Storage::f32,
-                    .dout = dout->data(), .dq = dq->data(), .contribution = contribution->data(), .dkv = dkv->data()};
+  SparseMlaParams p{.q = q->data(),
+                    .kv = kv->data(),
+                    .selected = selected->data(),
+                    .out = y->data(),
+                    .lse = lse->data(),
+                    .target = target->data(),
+                    .H = H,
+                    .C = C,
+                    .R = R,
+                    .K = K,
+                    .scale = .07f,
+                    .type = Storage::f32,
+                    .dout = dout->data(),
+                    .dq = dq->data(),
+                    .contribution = contribution->data(),
+                    .dkv = dkv->data()};
   double pairs = double(N * H * K);
   out.push_back({"sparse_mla", 2 * pairs * (C + R), 0,
                  [=] {
@@ -179,16 +216,16 @@ void add_indexer(std::vector<Case>& out, int64_t N, int64_t S, int64_t J, int64_
                  [=] {
                    parallel_for((N + kIndexerRows - 1) / kIndexerRows, [&](int64_t i) {
                      int64_t first = i * kIndexerRows;
-                     FULGUR_CALL(indexer_select_block)(p, first, std::min(N, first + kIndexerRows), K,
-                                                       reinterpret_cast<int32_t*>(selected->data()));
+                     FULGUR_CALL(indexer_select_block)
+                     (p, first, std::min(N, first + kIndexerRows), K, reinterpret_cast<int32_t*>(selected->data()));
                    });
                  },
                  nullptr});
   out.push_back({"top_k", 0, 4.0 * double(N * S),
                  [=] {
                    parallel_for(N, [&](int64_t row) {
-                     FULGUR_CALL(top_k_row)(scores->data() + row * S, S, K, 0,
-                                            reinterpret_cast<int32_t*>(selected->data()) + row * K);
+                     FULGUR_CALL(top_k_row)
+                     (scores->data() + row * S, S, K, 0, reinterpret_cast<int32_t*>(selected->data()) + row * K);
                    });
                  },
                  nullptr});
@@ -196,7 +233,8 @@ void add_indexer(std::vector<Case>& out, int64_t N, int64_t S, int64_t J, int64_
 
 void add_kl(std::vector<Case>& out, int64_t N, int64_t S, int64_t J, int64_t H) {
   constexpr int64_t D = 128, E = 192;
-  auto q = numbers(N * J * D), k = numbers(S * D), w = numbers(N * J, .1f), aq = numbers(N * H * E, .3f), ak = numbers(S * H * E, .3f);
+  auto q = numbers(N * J * D), k = numbers(S * D), w = numbers(N * J, .1f), aq = numbers(N * H * E, .3f),
+       ak = numbers(S * H * E, .3f);
   auto alse = std::make_shared<Floats>(N * H, 6.0f), ones = std::make_shared<Floats>(N, 1.0f);
   auto visible = slab(N, S);
   auto lse = std::make_shared<std::vector<double>>(N), sums = std::make_shared<std::vector<double>>(N * 3 * kKlStripes);
@@ -223,8 +261,17 @@ void add_kl(std::vector<Case>& out, int64_t N, int64_t S, int64_t J, int64_t H) 
 void add_rows(std::vector<Case>& out, int64_t N, int64_t D) {
   auto x = numbers(N * D), y = std::make_shared<Floats>(N * D), w = numbers(D), rstd = std::make_shared<Floats>(N);
   auto up = numbers(N * D), m = numbers(N * D), v = std::make_shared<Floats>(N * D, .5f);
-  NormParams norm{.x = x->data(), .residual = nullptr, .weight = w->data(), .bias = nullptr, .y = y->data(), .sum = nullptr,
-                  .mean = nullptr, .rstd = rstd->data(), .D = D, .eps = 1e-6f, .type = Storage::f32};
+  NormParams norm{.x = x->data(),
+                  .residual = nullptr,
+                  .weight = w->data(),
+                  .bias = nullptr,
+                  .y = y->data(),
+                  .sum = nullptr,
+                  .mean = nullptr,
+                  .rstd = rstd->data(),
+                  .D = D,
+                  .eps = 1e-6f,
+                  .type = Storage::f32};
   out.push_back({"rms_norm", 0, 8.0 * double(N * D),
                  [=] {
                    (void)w, (void)rstd;
@@ -246,9 +293,7 @@ void add_rows(std::vector<Case>& out, int64_t N, int64_t D) {
                  },
                  nullptr});
   out.push_back({"log_sum_exp", 0, 4.0 * double(N * D),
-                 [=] {
-                   parallel_for(N, [&](int64_t row) { (*rstd)[row] = FULGUR_CALL(log_sum_exp)(x->data() + row * D, D); });
-                 },
+                 [=] { parallel_for(N, [&](int64_t row) { (*rstd)[row] = FULGUR_CALL(log_sum_exp)(x->data() + row * D, D); }); },
                  rstd});
 }
 

@@ -22,6 +22,8 @@ when every check holds. Topics, with what they need beyond the build:
   fuzz      every reader for 10 minutes, one on each core (about 40 minutes on two)
   sanitize  the suite with address and undefined-behaviour sanitizers, threads of our own with thread's; ./dev lint
             (about 50 minutes on two cores, most of it two builds)
+  kernels   operations of the published sizes, attention core, training step: bars of share and ratio (about 25 minutes)
+  instructions   Callgrind's counts beside bench/callgrind.json (installs valgrind; 3 minutes)
 """
 import hashlib
 import json
@@ -36,6 +38,7 @@ import tempfile
 import time
 
 from proof import BUILD, ROOT, call, check, checks, fulgur, python, run_anew, tests
+import prove_kernels
 import prove_training
 
 
@@ -204,7 +207,7 @@ def fresh():
                   done.returncode == 0 and seconds < bar)
 
 
-TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh] + prove_training.TOPICS
+TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh] + prove_training.TOPICS + prove_kernels.TOPICS
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or [topic.__name__ for topic in TOPICS]

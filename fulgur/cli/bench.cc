@@ -170,9 +170,9 @@ Json plain_pytorch(const Options& o, const fs::path& config, const std::string& 
   auto python = o.python.empty() ? fs::path(FULGUR_SOURCE_DIR) / ".venv/bin/python" : fs::path(o.python);
   if (!fs::exists(script) || !fs::exists(python)) return nullptr;
   // Let it keep its memory, as we do: with glibc's defaults the kernel clears its pages anew at every step.
-  auto command = cat("env -u GOMP_SPINCOUNT MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=17179869184 '", python.string(), "' '", script.string(), "' --config '", config.string(),
-                     "' --stage ", stage, " --threads ", threads(), " --sequences ", sequences, " --context ", context,
-                     " --steps ", o.steps, " 2>/dev/null");
+  auto command = cat("env -u GOMP_SPINCOUNT MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=17179869184 '",
+                     python.string(), "' '", script.string(), "' --config '", config.string(), "' --stage ", stage, " --threads ",
+                     threads(), " --sequences ", sequences, " --context ", context, " --steps ", o.steps, " 2>/dev/null");
   FILE* pipe = popen(command.c_str(), "r");
   std::string out;
   char block[4096];

@@ -86,8 +86,9 @@ TEST_F(Program, ARecipesMistakesAreNamedWithTheirLine) {
 }
 
 TEST_F(Program, ABenchmarkIsComparedWithAnEarlierOneAndOnlyWithThat) {
-  write_file_atomic(folder / "first.txt", "a table\n{\"results\": [{\"name\": \"rope\", \"case\": \"N2048 H16 E192 P64\","
-                                          " \"threads\": 1, \"share\": 1e-6}]}\n");
+  write_file_atomic(folder / "first.txt",
+                    "a table\n{\"results\": [{\"name\": \"rope\", \"case\": \"N2048 H16 E192 P64\","
+                    " \"threads\": 1, \"share\": 1e-6}]}\n");
   auto second = run("--threads 1 bench ops --filter rope --seconds 0.01 --against first.txt");
   EXPECT_EQ(second.code, 0) << second.out;
   EXPECT_NE(second.out.find("then"), std::string::npos) << second.out;

@@ -17,9 +17,9 @@
 namespace fulgur {
 namespace {
 
-constexpr int64_t kAlign = 64, kHeader = 64;      // the size of a block stands before it
-constexpr int64_t kSmall = 4096;                  // smaller tensors are malloc's business
-constexpr int64_t kGrow = int64_t(32) << 20;      // bytes of address space made usable at once
+constexpr int64_t kAlign = 64, kHeader = 64;  // the size of a block stands before it
+constexpr int64_t kSmall = 4096;              // smaller tensors are malloc's business
+constexpr int64_t kGrow = int64_t(32) << 20;  // bytes of address space made usable at once
 constexpr int64_t kHugePage = int64_t(2) << 20;
 
 // One range of addresses; free blocks by place, to join neighbours, and by size, to find the smallest that fits.

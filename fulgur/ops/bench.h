@@ -54,7 +54,8 @@ inline std::function<void()> backward_alone(std::vector<at::Tensor> leaves, std:
 
 inline at::Tensor leaf(at::IntArrayRef sizes) { return (at::randn(sizes) * 0.1).requires_grad_(); }
 
-// Sizes of DeepSeek-V3.2: attention heads, latent and key size, value size of a head, its qk size; indexer heads, their size; top-k.
+// Sizes of DeepSeek-V3.2: attention heads, latent and key size, value size of a head, its qk size; indexer heads, their size;
+// top-k.
 namespace v32 {
 constexpr int64_t H = 128, R = 512, C = 576, V = 128, E = 192, J = 64, D = 128, K = 2048;
 }

@@ -85,10 +85,10 @@ int64_t logits_forward(const Sizes& s) {
 }
 
 int64_t mlp_backward(const Sizes& s, bool moe) {
-  if (!moe) return s.rows(s.D) + 2 * s.rows(s.F);      // dy; d gate, d up; d swiglu in place of the freed swiglu
-  return s.rows(s.D) + s.f32(s.D) + s.as_bf16(s.D)     // dy; dx
-         + 2 * s.rows(s.k * s.D) + s.f32(s.k * s.D)    // d out, x by expert; dx by expert
-         + 4 * s.rows(s.k * s.M) + s.f32(s.k);         // d hidden, hidden, d gate, d up; d weights
+  if (!moe) return s.rows(s.D) + 2 * s.rows(s.F);    // dy; d gate, d up; d swiglu in place of the freed swiglu
+  return s.rows(s.D) + s.f32(s.D) + s.as_bf16(s.D)   // dy; dx
+         + 2 * s.rows(s.k * s.D) + s.f32(s.k * s.D)  // d out, x by expert; dx by expert
+         + 4 * s.rows(s.k * s.M) + s.f32(s.k);       // d hidden, hidden, d gate, d up; d weights
 }
 
 // Of a layer's kept bytes, what is free when its attention core goes back: o_proj's input, and the KL's q, k, w.
@@ -101,8 +101,7 @@ int64_t attention_backward(const Sizes& s) {
     return s.rows(s.D) + s.rows(s.HV) + 2 * s.f32(s.HE) + s.f32(s.HV) + 2 * s.as_bf16(s.HE) + s.as_bf16(s.HV);
   int64_t chunk = std::clamp<int64_t>((int64_t(1) << 21) / std::max<int64_t>(1, s.K * s.C), 4, 256);  // rows, of sparse_mla
   return s.rows(s.D) + s.rows(s.H * s.R) + s.f32(s.H * s.C) + s.f32(s.C)                              // d stream; d out; dq; dkv
-         + s.as_bf16(s.H * s.C) + s.as_bf16(s.C)
-         + arena_block(chunk * s.K * s.C * 4);  // a chunk's contributions to dkv
+         + s.as_bf16(s.H * s.C) + s.as_bf16(s.C) + arena_block(chunk * s.K * s.C * 4);  // a chunk's contributions to dkv
 }
 
 // The KL's gradients again, now times the loss's weight; an input's gradient that nobody wants is made all the same.
@@ -177,9 +176,7 @@ struct Layout {
 
   bool is_mtp(size_t layer) const { return int64_t(layer) == main_layers; }
   // Of log_prob, which makes its gradients in the forward pass, and of the last norm before it.
-  int64_t kept_head() const {
-    return 2 * sizes.rows(sizes.D) + 3 * sizes.f32(1) + sizes.f32(sizes.D) + parameters.head;
-  }
+  int64_t kept_head() const { return 2 * sizes.rows(sizes.D) + 3 * sizes.f32(1) + sizes.f32(sizes.D) + parameters.head; }
   // MTP's own input: the embedding, and embedding and hidden joined.
   int64_t kept_mtp_input() const { return 3 * sizes.rows(sizes.D) + 2 * sizes.f32(1); }
 };

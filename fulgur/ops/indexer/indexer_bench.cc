@@ -13,9 +13,8 @@ RegisterBench cases("", [] {
   auto visible = slab(N, S);
   double pairs = double(N) * (S - N / 2.0), flops = 2.0 * J * D * pairs, bytes = 4.0 * (N * J * D + S * D);
   std::vector<BenchCase> out;
-  out.push_back(
-      {"indexer_top_k", "N256 S4096 J16 D128 K256", flops, bytes, [=] { indexer_top_k(q, k, w, visible, K); },
-       [=] { reference::top_k(reference::indexer_scores(q, k, w, visible), visible.select(1, 1).contiguous(), K); }});
+  out.push_back({"indexer_top_k", "N256 S4096 J16 D128 K256", flops, bytes, [=] { indexer_top_k(q, k, w, visible, K); },
+                 [=] { reference::top_k(reference::indexer_scores(q, k, w, visible), visible.select(1, 1).contiguous(), K); }});
   constexpr int64_t L = 131072, R = 64;
   auto scores = at::randn({R, L}).abs(), lengths = at::full({R}, L, at::kInt);
   out.push_back({"top_k", "R64 L131072 k2048", 0, 4.0 * R * L, [=] { top_k(scores, lengths, 2048); },
@@ -25,8 +24,7 @@ RegisterBench cases("", [] {
 
 // libtorch's best for one row at a time: a product, ReLU, heads summed by weight, its own top-k.
 void select_by_rows(const at::Tensor& q_NJD, const at::Tensor& k_SD, const at::Tensor& w_NJ, int64_t k) {
-  for (int64_t n = 0; n < q_NJD.size(0); ++n)
-    at::matmul(w_NJ[n], at::matmul(q_NJD[n], k_SD.t()).relu_()).topk(k);
+  for (int64_t n = 0; n < q_NJD.size(0); ++n) at::matmul(w_NJ[n], at::matmul(q_NJD[n], k_SD.t()).relu_()).topk(k);
 }
 
 RegisterBench official("indexer", [] {

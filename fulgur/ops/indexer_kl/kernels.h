@@ -42,8 +42,7 @@ struct KlStripe {
 // lse of rows [first, last), at most kIndexerRows with the same first key.
 FULGUR_KERNEL(void, indexer_lse_block, (const IndexerKlParams&, int64_t first, int64_t last))
 // Adds a stripe's share to `out` and, of its own keys, to dk.
-FULGUR_KERNEL(void, indexer_kl_stripe,
-              (const IndexerKlParams&, int64_t first, int64_t last, int64_t stripe, const KlStripe& out))
+FULGUR_KERNEL(void, indexer_kl_stripe, (const IndexerKlParams&, int64_t first, int64_t last, int64_t stripe, const KlStripe& out))
 // kl of the row; its gradients, the keys' into contribution[slot].
 FULGUR_KERNEL(void, indexer_kl_sparse_row, (const IndexerKlParams&, int64_t row, int64_t slot))
 

@@ -170,8 +170,7 @@ void pack_lanes(const GemmParams& p, int64_t k0, int64_t K, int64_t n, int64_t l
   }
   for (int i = 0; i < kLanes; ++i)
     for (int64_t rest = word; rest < words; ++rest)
-      to[rest * kGemmCols + i] =
-          i < left ? word_of<Math>(b + column_of_b(p, n + i), p, k0 + rest * kStep, k0 + K) : 0.0f;
+      to[rest * kGemmCols + i] = i < left ? word_of<Math>(b + column_of_b(p, n + i), p, k0 + rest * kStep, k0 + K) : 0.0f;
 }
 
 // B[k0 .. k0+K][n0 .. n1) as panels [panel][words][kGemmCols].

@@ -8,8 +8,12 @@ namespace {
 BenchCase linear_case(int64_t N, int64_t I, int64_t O, at::ScalarType type) {
   auto x = at::randn({N, I}).to(type), w = at::randn({O, I}).to(type);
   double bytes = double(x.element_size()) * double(N * (I + O) + I * O);
-  return {"linear", cat("N", N, " I", I, " O", O, type == at::kFloat ? " f32" : " bf16"), 2.0 * double(N * I * O), bytes,
-          [=] { ops::linear(x, w); }, [=] { at::matmul(x, w.t()); }};
+  return {"linear",
+          cat("N", N, " I", I, " O", O, type == at::kFloat ? " f32" : " bf16"),
+          2.0 * double(N * I * O),
+          bytes,
+          [=] { ops::linear(x, w); },
+          [=] { at::matmul(x, w.t()); }};
 }
 
 RegisterBench products("linear", [] {

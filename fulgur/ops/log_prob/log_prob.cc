@@ -130,8 +130,7 @@ void add_products(const Tensor& dlogits, const Tensor& x, const Tensor& weight, 
   gemm(both);
 }
 
-Gradients log_prob_backward_cpu(const Tensor& dresult_in, const Tensor& x_in, const Tensor& weight_in,
-                                const Tensor& targets_in) {
+Gradients log_prob_backward_cpu(const Tensor& dresult_in, const Tensor& x_in, const Tensor& weight_in, const Tensor& targets_in) {
   check(x_in, weight_in);
   auto x = x_in.contiguous(), weight = weight_in.contiguous(), targets = targets_in.to(at::kInt).contiguous();
   auto dresult = dresult_in.contiguous();
