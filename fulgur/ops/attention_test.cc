@@ -161,6 +161,27 @@ TEST(TopK, TiesGoToTheSmallerIndexAndZerosAreEqual) {
   EXPECT_TRUE(at::equal(pick(8), at::tensor({0, 1, 2, 3, 4, 5, -1, -1}, at::kInt).unsqueeze(0)));
 }
 
+// As in the reference: what sees the bad key becomes NaN, all else is as it was.
+TEST_P(AttentionOps, NanAndInfinityReachTheRowsThatSeeThemAndNoOthers) {
+  at::manual_seed(11);
+  IndexerCase c;
+  auto nan_in = [](const at::Tensor& x) { return at::isnan(x); };
+  for (float bad : {NAN, INFINITY}) {
+    auto k = c.k.detach().clone();
+    k[7].fill_(bad);
+    auto scores = indexer_scores(c.q, k, c.w, c.visible), expected = reference::indexer_scores(c.q, k, c.w, c.visible);
+    EXPECT_TRUE(at::equal(nan_in(scores), nan_in(expected))) << bad;
+    EXPECT_TRUE(at::equal(scores == INFINITY, expected == INFINITY)) << bad;
+    auto kv = at::randn({144, 20}), q = at::randn({144, 3, 20});
+    kv[7].fill_(bad);
+    auto selected = indexer_top_k(c.q, c.k, c.w, c.visible, 20);
+    auto out = std::get<0>(sparse_mla(q, kv, selected, 16, 0.3));
+    auto by_hand = std::get<0>(reference::sparse_mla(q, kv, selected, 16, 0.3));
+    EXPECT_TRUE(at::equal(nan_in(out), nan_in(by_hand))) << bad;
+    EXPECT_TRUE(nan_in(out).any().item<bool>() && !nan_in(out).all().item<bool>()) << bad;
+  }
+}
+
 TEST_P(AttentionOps, DenseKlEqualsTheReference) {
   at::manual_seed(7);
   IndexerCase c;

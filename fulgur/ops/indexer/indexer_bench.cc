@@ -35,7 +35,7 @@ RegisterBench official("indexer", [] {
   auto part = [=](const at::Tensor& x) { return x.narrow(0, 0, 8); };
   std::vector<BenchCase> out;
   out.push_back({"indexer_top_k V3.2", "N256 S128K J64 K2048", 2.0 * N * S * J * D, 4.0 * (N * J * D + S * D),
-                 [=] { indexer_top_k(q, k, w, visible, K); }, [=] { select_by_rows(part(q), k, part(w), K); }, N / 8});
+                 [=] { indexer_top_k(q, k, w, visible, K); }, [=] { select_by_rows(part(q), k, part(w), K); }, double(N) / 8});
   return out;
 });
 

@@ -46,7 +46,7 @@ RegisterBench warmup("indexer_kl_dense", [] {
                  auto part = [](const at::Tensor& x) { return x.narrow(0, 0, 8); };
                  return reference::indexer_kl_dense(part(q), k, part(w), part(aq), ak, part(lse), part(visible), 0.07).sum();
                }),
-         N / 8});
+         double(N) / 8});
   }
   return out;
 });

@@ -41,7 +41,7 @@ RegisterBench official("sparse_mla", [] {
                  [=] { gathered(q.detach(), kv.detach(), selected, R, 0.07); }});
   out.push_back({"sparse_mla V3.2 backward", "N256 S128K H128 K2048", backward, 3 * bytes,
                  backward_alone({q, kv}, [=] { return std::get<0>(sparse_mla(q, kv, selected, R, 0.07)); }),
-                 backward_alone({q, kv}, [=] { return gathered(q.narrow(0, 0, 8), kv, selected, R, 0.07); }), N / 8});
+                 backward_alone({q, kv}, [=] { return gathered(q.narrow(0, 0, 8), kv, selected, R, 0.07); }), double(N) / 8});
   return out;
 });
 
