@@ -169,6 +169,12 @@ Parameters parameters_of(const ModelConfig& config, StageKind kind) {
 // ---- the step ----
 
 struct Layout {
+  Layout(const ModelConfig& c, const StageConfig& s)
+      : sizes(c, s),
+        parameters(parameters_of(c, s.kind)),
+        has_mtp(c.num_nextn_predict_layers > 0),
+        main_layers(c.num_hidden_layers) {}
+
   Sizes sizes;
   Parameters parameters;
   bool has_mtp;
@@ -235,8 +241,7 @@ const StepPoint& StepPlan::highest() const {
 StepPlan plan_step(const ModelConfig& config, const StageConfig& stage) {
   FULGUR_CHECK(config.has_indexer() || stage.kind == StageKind::pretrain, "[plan] expected a deepseek_v32 model for ",
                stage_name(stage.kind), ", got ", config.model_type, "\n  hint: without an indexer there is only pretrain");
-  Layout l{Sizes(config, stage), parameters_of(config, stage.kind), config.num_nextn_predict_layers > 0,
-           config.num_hidden_layers};
+  Layout l(config, stage);
   const auto& s = l.sizes;
   StepPlan plan;
   plan.weights = l.parameters.weights;
