@@ -9,6 +9,11 @@
 
 namespace fulgur::FULGUR_ISA {
 
+// Where element `offset` of rows of a type lies.
+inline const void* element(const void* base, Storage type, int64_t offset) {
+  return static_cast<const char*>(base) + offset * (type == Storage::f32 ? 4 : 2);
+}
+
 inline Vec read(const void* base, Storage type, int64_t at, int64_t count) {
   float lane[kLanes] = {};
   if (type == Storage::f32) {

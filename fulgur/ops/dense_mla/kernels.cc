@@ -9,10 +9,6 @@ namespace {
 constexpr int64_t kTile = 64;  // keys a tile, counted from the rows' first key
 static_assert(kTile % kLanes == 0);
 
-const void* element(const void* base, Storage type, int64_t offset) {
-  return static_cast<const char*>(base) + offset * (type == Storage::f32 ? 4 : 2);
-}
-
 // a tile of A * B^T: scores[r][j] = rows of a (stride a_row) dot rows of b (stride b_row).
 void rows_dot_rows(const void* a, int64_t a_row, const void* b, int64_t b_row, Storage type, int64_t rows, int64_t keys,
                    int64_t size, float* scores) {

@@ -7,10 +7,6 @@
 
 namespace fulgur::FULGUR_ISA {
 
-inline const void* element(const void* base, Storage type, int64_t offset) {
-  return static_cast<const char*>(base) + offset * (type == Storage::f32 ? 4 : 2);
-}
-
 inline GemmParams dot_products(const IndexerParams& p, int64_t first, int64_t rows, int64_t key, int64_t count) {
   return {.a = element(p.q, p.type, first * p.J * p.D),
           .b = element(p.k, p.type, key * p.D),
