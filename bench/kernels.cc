@@ -27,6 +27,7 @@
 #include "fulgur/ops/indexer/kernels.h"
 #include "fulgur/ops/indexer_kl/kernels.h"
 #include "fulgur/ops/isa.h"
+#include "fulgur/ops/linear/gathered.h"
 #include "fulgur/ops/linear/gemm.h"
 #include "fulgur/ops/log_prob/kernels.h"
 #include "fulgur/ops/norm/kernels.h"
@@ -69,7 +70,8 @@ std::shared_ptr<std::vector<uint16_t>> halves(int64_t count) {
   return out;
 }
 
-Case gemm_case(const std::string& name, int64_t M, int64_t N, int64_t K, Storage type) {
+// Rows times a weight, or, turned, a weight's gradient: both operands contiguous across k.
+Case gemm_case(const std::string& name, int64_t M, int64_t N, int64_t K, Storage type, bool turned = false) {
   auto c = std::make_shared<Floats>(M * N);
   GemmParams p{.a = nullptr,
                .b = nullptr,
@@ -77,10 +79,10 @@ Case gemm_case(const std::string& name, int64_t M, int64_t N, int64_t K, Storage
                .M = M,
                .N = N,
                .K = K,
-               .a_row = K,
-               .a_col = 1,
-               .b_row = 1,
-               .b_col = K,
+               .a_row = turned ? 1 : K,
+               .a_col = turned ? M : 1,
+               .b_row = turned ? N : 1,
+               .b_col = turned ? 1 : K,
                .c_row = N,
                .a_type = type,
                .b_type = type};
@@ -146,15 +148,20 @@ void add_dense(std::vector<Case>& out, int64_t N, int64_t S, int64_t H) {
                  grads});
 }
 
-void add_sparse(std::vector<Case>& out, int64_t N, int64_t S, int64_t H, int64_t K) {
-  constexpr int64_t C = 576, R = 512;
+// K keys for each row, spread over S.
+std::shared_ptr<std::vector<int32_t>> spread(int64_t N, int64_t S, int64_t K) {
+  auto out = std::make_shared<std::vector<int32_t>>();
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t i = 0; i < K; ++i) out->push_back(int32_t(i * S / K + n * 7 % (S / K)));
+  return out;
+}
+
+void add_sparse(std::vector<Case>& out, const std::string& suffix, int64_t N, int64_t S, int64_t H, int64_t K, int64_t C,
+                int64_t R) {
   auto q = numbers(N * H * C, .2f), kv = numbers(S * C, .2f), dout = numbers(N * H * R);
   auto y = std::make_shared<Floats>(N * H * R), lse = std::make_shared<Floats>(N * H), target = std::make_shared<Floats>(N * K);
   auto dq = std::make_shared<Floats>(N * H * C), dkv = std::make_shared<Floats>(S * C);
-  auto contribution = std::make_shared<Floats>(4 * K * C);
-  auto selected = std::make_shared<std::vector<int32_t>>();
-  for (int64_t n = 0; n < N; ++n)
-    for (int64_t i = 0; i < K; ++i) selected->push_back(int32_t(i * S / K + n * 7 % (S / K)));
+  auto selected = spread(N, S, K);
   SparseMlaParams p{.q = q->data(),
                     .kv = kv->data(),
                     .selected = selected->data(),
@@ -168,11 +175,13 @@ void add_sparse(std::vector<Case>& out, int64_t N, int64_t S, int64_t H, int64_t
                     .scale = .07f,
                     .type = Storage::f32,
                     .dout = dout->data(),
-                    .dq = dq->data(),
-                    .contribution = contribution->data(),
-                    .dkv = dkv->data()};
+                    .dq = dq->data()};
+  KeyGradients keys{
+      .selected = selected->data(), .N = N, .K = K, .terms = 2 * H, .length = C, .split = R, .to = dkv->data(), .room = nullptr};
+  auto room = std::make_shared<Floats>(keys.slots() * keys.slot_size());
+  keys.room = room->data();
   double pairs = double(N * H * K);
-  out.push_back({"sparse_mla", 2 * pairs * (C + R), 0,
+  out.push_back({"sparse_mla" + suffix, 2 * pairs * (C + R), 0,
                  [=] {
                    (void)q, (void)kv, (void)selected, (void)target;
                    parallel_for(N, [&](int64_t row) {
@@ -182,15 +191,13 @@ void add_sparse(std::vector<Case>& out, int64_t N, int64_t S, int64_t H, int64_t
                    });
                  },
                  y});
-  out.push_back({"sparse_mla backward", 2 * pairs * (3 * C + 2 * R), 0,
+  out.push_back({"sparse_mla backward" + suffix, 2 * pairs * (3 * C + 2 * R), 0,
                  [=] {
-                   (void)dout, (void)dq, (void)y, (void)lse, (void)contribution;
+                   (void)dout, (void)dq, (void)y, (void)lse, (void)room;
                    std::fill(dkv->begin(), dkv->end(), 0.0f);
-                   for (int64_t row = 0; row < N; row += 4) {
-                     int64_t rows = std::min<int64_t>(4, N - row);
-                     parallel_for(rows, [&](int64_t i) { FULGUR_CALL(sparse_mla_backward_row)(p, row + i, i); });
-                     parallel_for(C / 32, [&](int64_t i) { FULGUR_CALL(sparse_mla_scatter)(p, row, rows, i * 32, i * 32 + 32); });
-                   }
+                   add_to_keys(keys, [&](int64_t row, int64_t slot) {
+                     FULGUR_CALL(sparse_mla_backward_row)(p, row, keys.coefficients(slot), keys.stride(), keys.lines(slot));
+                   });
                  },
                  dkv});
 }
@@ -229,6 +236,29 @@ void add_indexer(std::vector<Case>& out, int64_t N, int64_t S, int64_t J, int64_
                    });
                  },
                  nullptr});
+}
+
+void add_sparse_kl(std::vector<Case>& out, int64_t N, int64_t S, int64_t J, int64_t D, int64_t K) {
+  auto q = numbers(N * J * D), k = numbers(S * D), w = numbers(N * J, .1f), target = numbers(N * K, .01f), ones = numbers(N);
+  auto selected = spread(N, S, K);
+  auto grads = std::make_shared<Floats>(N + N * J * D + S * D + N * J);
+  IndexerKlParams p{};
+  p.indexer = {q->data(), k->data(), w->data(), nullptr, J, D, Storage::f32};
+  p.selected = selected->data(), p.target = target->data(), p.K = K;
+  p.kl = grads->data(), p.dkl = ones->data(), p.dq = p.kl + N, p.dk = p.dq + N * J * D, p.dw = p.dk + S * D;
+  KeyGradients keys{
+      .selected = selected->data(), .N = N, .K = K, .terms = J, .length = D, .split = 0, .to = p.dk, .room = nullptr};
+  auto room = std::make_shared<Floats>(keys.slots() * keys.slot_size());
+  keys.room = room->data();
+  out.push_back({"indexer_kl_sparse train", 6.0 * double(N * K * J * D), 0,
+                 [=] {
+                   (void)q, (void)k, (void)w, (void)target, (void)ones, (void)selected, (void)room;
+                   std::fill(grads->begin(), grads->end(), 0.0f);
+                   add_to_keys(keys, [&](int64_t row, int64_t slot) {
+                     FULGUR_CALL(indexer_kl_sparse_row)(p, row, keys.coefficients(slot), keys.stride(), keys.lines(slot));
+                   });
+                 },
+                 grads});
 }
 
 void add_kl(std::vector<Case>& out, int64_t N, int64_t S, int64_t J, int64_t H) {
@@ -303,15 +333,18 @@ std::vector<Case> all_cases(bool small) {
   for (Storage type : {Storage::f32, Storage::bf16}) {
     std::string name = type == Storage::f32 ? "f32" : "bf16";
     out.push_back(gemm_case("gemm " + name, n, n, small ? 512 : n, type));
+    out.push_back(gemm_case("gemm " + name + " turned", small ? 96 : 384, 128, small ? 512 : 4096, type, true));
     for (int64_t rows : {1, 8, 64})
       out.push_back(gemm_case("gemm " + name + " rows " + std::to_string(rows), rows, small ? 256 : 4096, 1024, type));
   }
   if (small) {
-    add_dense(out, 64, 256, 2), add_sparse(out, 2, 512, 16, 256), add_indexer(out, 16, 2048, 8, 128);
-    add_kl(out, 32, 512, 4, 2), add_rows(out, 16, 2048);
+    add_dense(out, 64, 256, 2), add_sparse(out, "", 2, 512, 16, 256, 576, 512),
+        add_sparse(out, " 4 heads", 16, 512, 4, 64, 80, 64), add_indexer(out, 16, 2048, 8, 128);
+    add_kl(out, 32, 512, 4, 2), add_sparse_kl(out, 16, 512, 4, 32, 64), add_rows(out, 16, 2048);
   } else {
-    add_dense(out, 512, 4096, 2), add_sparse(out, 8, 32768, 128, 2048), add_indexer(out, 64, 32768, 64, 2048);
-    add_kl(out, 128, 4096, 64, 16), add_rows(out, 2048, 8192);
+    add_dense(out, 512, 4096, 2), add_sparse(out, "", 8, 32768, 128, 2048, 576, 512),
+        add_sparse(out, " 4 heads", 512, 512, 4, 64, 80, 64), add_indexer(out, 64, 32768, 64, 2048);
+    add_kl(out, 128, 4096, 64, 16), add_sparse_kl(out, 512, 512, 4, 32, 64), add_rows(out, 2048, 8192);
   }
   return out;
 }

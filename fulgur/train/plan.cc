@@ -6,6 +6,7 @@
 #include "fulgur/base/error.h"
 #include "fulgur/model/names.h"
 #include "fulgur/ops/arena.h"
+#include "fulgur/ops/linear/gathered.h"
 
 namespace fulgur {
 namespace {
@@ -99,9 +100,10 @@ int64_t freed_before_attention(const Sizes& s) {
 int64_t attention_backward(const Sizes& s) {
   if (s.kind == StageKind::pretrain)  // d stream; d out; dq, dk, dv
     return s.rows(s.D) + s.rows(s.HV) + 2 * s.f32(s.HE) + s.f32(s.HV) + 2 * s.as_bf16(s.HE) + s.as_bf16(s.HV);
-  int64_t chunk = std::clamp<int64_t>((int64_t(1) << 21) / std::max<int64_t>(1, s.K * s.C), 4, 256);  // rows, of sparse_mla
-  return s.rows(s.D) + s.rows(s.H * s.R) + s.f32(s.H * s.C) + s.f32(s.C)                              // d stream; d out; dq; dkv
-         + s.as_bf16(s.H * s.C) + s.as_bf16(s.C) + arena_block(chunk * s.K * s.C * 4);  // a chunk's contributions to dkv
+  KeyGradients keys{};  // the factors of some queries' gradients of their keys
+  keys.N = s.N, keys.K = s.K, keys.terms = 2 * s.H, keys.length = s.C;
+  return s.rows(s.D) + s.rows(s.H * s.R) + s.f32(s.H * s.C) + s.f32(s.C)  // d stream; d out; dq; dkv
+         + s.as_bf16(s.H * s.C) + s.as_bf16(s.C) + arena_block(keys.slots() * keys.slot_size() * 4);
 }
 
 // The KL's gradients again, now times the loss's weight; an input's gradient that nobody wants is made all the same.

@@ -12,6 +12,7 @@ void score_row(const IndexerParams& p, const float* q, const float* w, const flo
     Vec total[2] = {};
     int64_t j = 0;
     for (; j + kGemmRows <= p.J; j += kGemmRows) add_heads<kGemmRows>(q + j * p.D, p.D, packed, w + j, total);
+    for (; j + 4 <= p.J; j += 4) add_heads<4>(q + j * p.D, p.D, packed, w + j, total);
     for (; j + 2 <= p.J; j += 2) add_heads<2>(q + j * p.D, p.D, packed, w + j, total);
     for (; j < p.J; ++j) add_heads<1>(q + j * p.D, p.D, packed, w + j, total);
     for (int v = 0; v < 2; ++v)

@@ -85,11 +85,15 @@ class TopK {
     return sum;
   }
 
-  // The nth best, bit by bit from the highest: counting costs one comparison a vector and no branch on the data.
+  // The nth best, or a number below it that parts the n best from all others: bit by bit from the highest. Counting costs one
+  // comparison a vector and no branch on the data.
   int32_t nth_best(int64_t n) const {
     uint32_t best = 0;
-    for (int bit = 31; bit >= 0; --bit)
-      if (at_least(int32_t((best | 1u << bit) ^ 0x80000000u)) >= n) best |= 1u << bit;
+    int64_t found = -1;
+    for (int bit = 31; bit >= 0 && found != n; --bit) {
+      found = at_least(int32_t((best | 1u << bit) ^ 0x80000000u));
+      if (found >= n) best |= 1u << bit;
+    }
     return int32_t(best ^ 0x80000000u);
   }
 

@@ -6,7 +6,9 @@
 #include <algorithm>
 
 #include "fulgur/ops/indexer_kl/kernels.h"
+#include "fulgur/ops/linear/gathered.h"
 #include "fulgur/ops/op.h"
+#include "fulgur/ops/selected.h"
 #include "fulgur/ops/visible.h"
 
 namespace fulgur::ops {
@@ -135,14 +137,10 @@ Gradients dense_backward_cpu(const Tensor& dkl_in, const Tensor& q_in, const Ten
 
 IndexerKlParams sparse_params(const Tensor& q, const Tensor& k, const Tensor& w, const Tensor& selected, const Tensor& target) {
   auto params = indexer_params(q, k, w);
-  FULGUR_CHECK(selected.dim() == 2 && selected.size(0) == q.size(0) && selected.scalar_type() == at::kInt &&
-                   selected.sizes() == target.sizes() && target.scalar_type() == at::kFloat,
-               "[indexer_kl] expected an int32 selection and a float32 target [", q.size(0), ", K], got ", selected.sizes(),
-               " and ", target.sizes());
-  const int* at = selected.const_data_ptr<int>();
-  for (int64_t i = 0; i < selected.numel(); ++i)
-    FULGUR_CHECK(at[i] >= -1 && at[i] < k.size(0), "[indexer_kl] expected keys below ", k.size(0), ", got ", at[i]);
-  params.selected = at;
+  check_selected(selected, q.size(0), k.size(0), "indexer_kl");
+  FULGUR_CHECK(selected.sizes() == target.sizes() && target.scalar_type() == at::kFloat,
+               "[indexer_kl] expected a float32 target ", selected.sizes(), ", got ", target.sizes());
+  params.selected = selected.const_data_ptr<int>();
   params.target = target.const_data_ptr<float>();
   params.K = selected.size(1);
   return params;
@@ -156,39 +154,34 @@ Tensor sparse_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, co
   auto kl = at::empty({q.size(0)}, w.options());
   params.kl = kl.mutable_data_ptr<float>();
   auto kernel = FULGUR_CALL(indexer_kl_sparse_row);
-  parallel_for(q.size(0), [&](int64_t row) { kernel(params, row, 0); });
+  int64_t stride = (params.K + 15) / 16 * 16;
+  parallel_for(q.size(0), [&](int64_t row) {
+    static thread_local std::vector<float> dots;
+    dots.resize(std::max<size_t>(dots.size(), q.size(1) * stride));
+    kernel(params, row, dots.data(), stride, nullptr);
+  });
   return kl;
 }
 
-// As in sparse_mla's backward pass: a chunk's contributions in parallel over rows, then added over columns.
 Gradients sparse_backward_cpu(const Tensor& dkl_in, const Tensor& q_in, const Tensor& k_in, const Tensor& w_in,
                               const Tensor& selected_in, const Tensor& target_in) {
   auto q = q_in.contiguous(), k = k_in.contiguous(), w = w_in.contiguous();
   auto selected = selected_in.contiguous(), target = target_in.contiguous(), dkl = dkl_in.contiguous();
   auto params = sparse_params(q, k, w, selected, target);
   auto out = zeros_like(q, k, w, dkl, params);
-  int64_t N = q.size(0), K = params.K, D = q.size(2);
-  int64_t chunk = std::clamp<int64_t>((int64_t(1) << 21) / std::max<int64_t>(1, K * D), 4, 256);
-  auto contribution = at::empty({std::min(chunk, N), K, D}, w.options());
-  params.contribution = contribution.mutable_data_ptr<float>();
+  KeyGradients keys{.selected = params.selected,
+                    .N = q.size(0),
+                    .K = params.K,
+                    .terms = q.size(1),
+                    .length = q.size(2),
+                    .split = 0,
+                    .to = params.dk,
+                    .room = nullptr};
+  auto room = at::empty({keys.slots() * keys.slot_size()}, w.options());
+  keys.room = room.mutable_data_ptr<float>();
   auto kernel = FULGUR_CALL(indexer_kl_sparse_row);
-  constexpr int64_t kColumns = 16;  // a cache line
-  for (int64_t row = 0; row < N; row += chunk) {
-    int64_t rows = std::min(chunk, N - row);
-    parallel_for(rows, [&](int64_t i) { kernel(params, row + i, i); });
-    parallel_for((D + kColumns - 1) / kColumns, [&](int64_t block) {
-      int64_t first = block * kColumns, last = std::min(D, first + kColumns);
-      for (int64_t i = 0; i < rows; ++i) {
-        const float* from = params.contribution + i * K * D;
-        for (int64_t j = 0; j < K; ++j) {
-          int64_t key = params.selected[(row + i) * K + j];
-          if (key < 0) continue;
-          for (int64_t d = first; d < last; ++d) params.dk[key * D + d] += from[d];
-          from += D;
-        }
-      }
-    });
-  }
+  add_to_keys(keys,
+              [&](int64_t row, int64_t slot) { kernel(params, row, keys.coefficients(slot), keys.stride(), keys.lines(slot)); });
   return out;
 }
 

@@ -3,6 +3,7 @@
 #include <cfloat>
 
 #include "fulgur/ops/indexer/dots.h"
+#include "fulgur/ops/linear/gathered_kernel.h"
 
 namespace fulgur::FULGUR_ISA {
 namespace {
@@ -76,6 +77,19 @@ void attention_tile(const IndexerKlParams& p, int64_t first, int64_t rows, int64
   }
   float share = 1.0f / float(p.H);
   for (int64_t i = 0; i < rows * kIndexerTile; ++i) target[i] *= share;
+}
+
+// dots[j][i] = q_j . k_i of one row and its selected keys.
+void dot_selected(const IndexerParams& x, int64_t row, const int32_t* keys, int64_t count, float* dots, int64_t stride) {
+  GemmParams product = dot_products(x, row, 1, 0, count);
+  product.b_columns = keys, product.c = dots, product.c_row = stride;
+  if (x.J > kFewRows) return gemm_serial(product);
+  if (x.type == Storage::f32)
+    gathered_dots(static_cast<const float*>(product.a), x.D, x.J, static_cast<const float*>(x.k), x.D, keys, count, x.D, dots,
+                  stride);
+  else
+    gathered_dots(static_cast<const uint16_t*>(product.a), x.D, x.J, static_cast<const uint16_t*>(x.k), x.D, keys, count, x.D,
+                  dots, stride);
 }
 
 // Turns one row's dots into c[j][i] = g_i * w_j * 1[dot > 0], 0 behind the first `seen`, adding dw_j = sum_i g_i relu(dot).
@@ -175,23 +189,15 @@ void indexer_kl_stripe(const IndexerKlParams& p, int64_t first, int64_t last, in
   }
 }
 
-void indexer_kl_sparse_row(const IndexerKlParams& p, int64_t row, int64_t slot) {
+void indexer_kl_sparse_row(const IndexerKlParams& p, int64_t row, float* dots, int64_t stride, float* lines) {
   const IndexerParams& x = p.indexer;
-  static thread_local std::vector<int32_t> keys;
-  keys.resize(std::max<size_t>(keys.size(), p.K));
-  int64_t stride = (p.K + kLanes - 1) / kLanes * kLanes, count = 0;
-  float* target = scratch(0, stride * (x.J + 2));
-  float *scores = target + stride, *dots = scores + stride;
-  for (int64_t i = 0; i < p.K; ++i) {
-    if (p.selected[row * p.K + i] < 0) continue;
-    keys[count] = p.selected[row * p.K + i];
-    target[count++] = p.target[row * p.K + i];
-  }
+  const int32_t* keys = p.selected + row * p.K;
+  const float* target = p.target + row * p.K;
+  int64_t count = std::find(keys, keys + p.K, -1) - keys;
+  float* scores = scratch(0, stride);
   p.kl[row] = 0;
   if (count == 0) return;
-  GemmParams product = dot_products(x, row, 1, 0, count);
-  product.b_columns = keys.data(), product.c = dots, product.c_row = stride;
-  gemm_serial(product);
+  dot_selected(x, row, keys, count, dots, stride);
   weigh(dots, x.w + row * x.J, x.J, stride, count, scores);
   LogSumExp state;
   state.add(scores, count);
@@ -213,19 +219,9 @@ void indexer_kl_sparse_row(const IndexerKlParams& p, int64_t row, int64_t slot) 
                .b_col = 1,
                .c_row = x.D,
                .b_type = x.type,
-               .b_rows = keys.data()});
-  gemm_serial({.a = dots,
-               .b = product.a,
-               .c = p.contribution + slot * p.K * x.D,
-               .M = count,
-               .N = x.D,
-               .K = x.J,
-               .a_row = 1,
-               .a_col = stride,
-               .b_row = x.D,
-               .b_col = 1,
-               .c_row = x.D,
-               .b_type = x.type});
+               .b_rows = keys});
+  for (int64_t i = 0; i < x.J * x.D; i += kLanes)
+    write(lines, Storage::f32, i, x.J * x.D - i, read(x.q, x.type, row * x.J * x.D + i, x.J * x.D - i));
 }
 
 }  // namespace fulgur::FULGUR_ISA

@@ -16,17 +16,16 @@ struct IndexerKlParams {
   float scale;
   Storage attention_type;
   // Sparse: given keys and target.
-  const int32_t* selected;  // [N, K]
+  const int32_t* selected;  // [N, K] ascending, -1 behind the last
   const float* target;      // [N, K]
   int64_t K;
   double* lse;  // [N] log-sum-exp of the scores; dense only
   float* kl;    // [N]
   // Gradients of sum(dkl * kl), f32, start as zeros; none where dkl is null.
-  const float* dkl;     // [N]
-  float* dq;            // [N, J, D]
-  float* dk;            // [S, D]; dense only
-  float* dw;            // [N, J]
-  float* contribution;  // sparse: [rows of a chunk, K, D], what each query adds to its keys
+  const float* dkl;  // [N]
+  float* dq;         // [N, J, D]
+  float* dk;         // [S, D]
+  float* dw;         // [N, J]
 };
 
 constexpr int64_t kKlRows = 128;   // query rows of one block, all with the same first key
@@ -43,7 +42,8 @@ struct KlStripe {
 FULGUR_KERNEL(void, indexer_lse_block, (const IndexerKlParams&, int64_t first, int64_t last))
 // Adds a stripe's share to `out` and, of its own keys, to dk.
 FULGUR_KERNEL(void, indexer_kl_stripe, (const IndexerKlParams&, int64_t first, int64_t last, int64_t stripe, const KlStripe& out))
-// kl of the row; its gradients, the keys' into contribution[slot].
-FULGUR_KERNEL(void, indexer_kl_sparse_row, (const IndexerKlParams&, int64_t row, int64_t slot))
+// kl of the row; its gradients, and the factors of its keys': what score gradients become at each head by q. `dots` and, with
+// gradients, `lines` are for them; a row of dots is `stride` long.
+FULGUR_KERNEL(void, indexer_kl_sparse_row, (const IndexerKlParams&, int64_t row, float* dots, int64_t stride, float* lines))
 
 }  // namespace fulgur

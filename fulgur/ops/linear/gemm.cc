@@ -13,16 +13,17 @@ struct Tile {
   int64_t m0, n0, rows, cols;
 };
 
-// Tiles large enough to amortise packing, small enough that a weight gradient (small M, N, long K) has several.
-void append_tiles(const GemmParams& p, std::vector<Tile>& tiles) {
-  int64_t rows = 384, cols = 256;
+// As large as may be, since what packing costs is shared by a tile's rows and columns, but at least `least` of them.
+void append_tiles(const GemmParams& p, int64_t least, std::vector<Tile>& tiles) {
+  int64_t rows = std::min<int64_t>(384, p.M), cols = std::min<int64_t>(256, p.N);
   auto count = [&] { return ((p.M + rows - 1) / rows) * ((p.N + cols - 1) / cols); };
-  while (count() < 8 && cols > 64) cols /= 2;
-  while (count() < 8 && rows > 48) rows /= 2;
-  // Equal heights: what packing a panel costs is shared by its rows.
-  int64_t bands = std::max<int64_t>(1, (p.M + rows - 1) / rows);
-  rows = (p.M + bands - 1) / bands;
-  rows = (rows + 11) / 12 * 12;
+  while (count() < least && (rows >= 96 || cols >= 128)) {
+    if (cols < 128 || (rows > cols && rows >= 96)) rows = (rows + 1) / 2;
+    else cols = (cols / 2 + 15) / 16 * 16;
+  }
+  // Equal heights, a multiple of a panel's.
+  int64_t bands = (p.M + rows - 1) / rows;
+  rows = ((p.M + bands - 1) / bands + 11) / 12 * 12;
   for (int64_t n0 = 0; n0 < p.N; n0 += cols)
     for (int64_t m0 = 0; m0 < p.M; m0 += rows) tiles.push_back({&p, m0, n0, rows, cols});
 }
@@ -31,7 +32,9 @@ void append_tiles(const GemmParams& p, std::vector<Tile>& tiles) {
 
 void gemm(std::span<const GemmParams> products) {
   std::vector<Tile> tiles;
-  for (const auto& product : products) append_tiles(product, tiles);
+  int64_t least = std::max<int64_t>(2, 4 * threads() / std::max<int64_t>(1, std::ssize(products)));
+  for (const auto& product : products)
+    if (product.M > 0 && product.N > 0) append_tiles(product, least, tiles);
   auto tile_kernel = FULGUR_CALL(gemm_tile);
   parallel_for(int64_t(tiles.size()), [&](int64_t i) {
     const Tile& t = tiles[i];

@@ -20,6 +20,19 @@ constexpr int kGemmRows = 2;  // 8 of 16, four a row
 #endif
 constexpr int kGemmCols = 2 * kLanes;  // two vectors of C for each row
 
+template <class T>
+inline float widen(T value, bool) {
+  if constexpr (std::is_same_v<T, uint16_t>) return from_bf16(value);
+  else return value;
+}
+template <>
+inline float widen<float>(float value, bool round) {
+  return round ? from_bf16(to_bf16(value)) : value;
+}
+
+inline Vec load_as_f32(const float* at, bool round) { return round ? round_to_bf16(load(at)) : load(at); }
+inline Vec load_as_f32(const uint16_t* at, bool) { return from_bf16(at); }
+
 // How a product multiplies. A word is what one 32-bit lane holds: one k in f32, or two in bf16 where the CPU multiplies pairs.
 struct Singles {
   static constexpr int kPerWord = 1;
@@ -34,22 +47,43 @@ constexpr int64_t words_of(int64_t K) {
   return (K + Math::kPerWord - 1) / Math::kPerWord;
 }
 
-// Where the micro-kernel finds word k of row r of A: at[r * row + k * column].
+// Where the micro-kernel finds word k of row r of A: at[r * row + k * column]; the next panel's rows are `panel` further.
 struct RowsOfA {
   const float* at;
-  int64_t row, column;
+  int64_t row, column, panel;
 };
 
-// acc[r][j] = sum_k a[r][k] * b[k][j], then C = acc or C += acc. `b` is packed [words][kGemmCols].
-template <int Rows, class Math>
-inline void micro_kernel(const RowsOfA& a, const float* b, int64_t words, float* c, int64_t c_row, int rows, int cols, bool add) {
+// Where it finds two vectors of word k of B: in a panel [words][kGemmCols], asked for in order,
+struct Panel {
+  const float* at;
+  void read(int64_t, Vec& b0, Vec& b1) {
+    b0 = load(at), b1 = load(at + kLanes);
+    at += kGemmCols;
+  }
+};
+// or in its own rows, which may be gathered.
+template <class T>
+struct OwnRows {
+  const T* at;
+  const int32_t* rows;
+  int64_t stride;
+  void read(int64_t k, Vec& b0, Vec& b1) const {
+    const T* row = at + (rows ? rows[k] : k) * stride;
+    b0 = load_as_f32(row, false), b1 = load_as_f32(row + kLanes, false);
+  }
+};
+
+// acc[r][j] = sum_k a[r][k] * b[k][j], then C = acc or C += acc.
+template <int Rows, class Math, class B>
+inline void micro_kernel(const RowsOfA& a, B b, int64_t words, float* c, int64_t c_row, int rows, int cols, bool add) {
   Vec acc[Rows][2] = {};
   for (int r = 0; r < rows; ++r) __builtin_prefetch(c + r * c_row, 1);  // a product later it is here
   // A pointer for three rows each: all addresses are then base + {0, 1, 2} * row, which x86 forms for free.
   const float* base[(Rows + 2) / 3];
   for (int i = 0; i < (Rows + 2) / 3; ++i) base[i] = a.at + 3 * i * a.row;
-  for (int64_t k = 0; k < words; ++k, b += kGemmCols) {
-    Vec b0 = load(b), b1 = load(b + kLanes);
+  for (int64_t k = 0; k < words; ++k) {
+    Vec b0, b1;
+    b.read(k, b0, b1);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       Vec value = splat(base[r / 3][r % 3 * a.row]);
@@ -75,19 +109,6 @@ inline void micro_kernel(const RowsOfA& a, const float* b, int64_t words, float*
   for (int r = 0; r < rows; ++r)
     for (int j = 0; j < cols; ++j) c[r * c_row + j] = add ? c[r * c_row + j] + spill[r][j] : spill[r][j];
 }
-
-template <class T>
-inline float widen(T value, bool) {
-  if constexpr (std::is_same_v<T, uint16_t>) return from_bf16(value);
-  else return value;
-}
-template <>
-inline float widen<float>(float value, bool round) {
-  return round ? from_bf16(to_bf16(value)) : value;
-}
-
-inline Vec load_as_f32(const float* at, bool round) { return round ? round_to_bf16(load(at)) : load(at); }
-inline Vec load_as_f32(const uint16_t* at, bool) { return from_bf16(at); }
 
 // Exchanges the elements of two lines whose positions differ in the bit `Bit`; all bits in turn transpose a square.
 template <int Bit, size_t... J>
@@ -195,17 +216,49 @@ void widen_lines(const T* from, int64_t line_stride, int64_t stride, int64_t lin
   }
 }
 
-// Rows [m0, m0 + rows) and columns [k0, k0 + K) of A as f32, its lines as they lie, rows or columns. One vector between lines
-// keeps them from falling into the same few cache sets. `room` is for a multiple of a panel's rows.
-template <class T>
+// Some columns of A, contiguous in m, into panels [panel][K][Rows]; `to` is their place in the first.
+template <int Rows>
+void turn_columns(const float* from, int64_t stride, int64_t columns, int64_t rows, int64_t K, float* to) {
+  for (int64_t m = 0; m < rows; m += Rows)
+    for (int64_t k = 0; k < columns; ++k) {
+      const float* line = from + k * stride + m;
+      float* at = to + m * K + k * Rows;
+      if (rows - m >= Rows) std::memcpy(at, line, Rows * sizeof(float));
+      else
+        for (int r = 0; r < Rows; ++r) at[r] = m + r < rows ? line[r] : 0.0f;
+    }
+}
+
+// A few columns at a time, so that their lines stay in the cache.
+template <int Rows, class T>
+void turn_a(const T* from, int64_t stride, int64_t rows, int64_t K, float* to) {
+  constexpr int64_t kDepth = 16;
+  static thread_local std::vector<float> widened;
+  for (int64_t k = 0; k < K; k += kDepth) {
+    int64_t columns = std::min(kDepth, K - k);
+    if constexpr (std::is_same_v<T, float>) {
+      turn_columns<Rows>(from + k * stride, stride, columns, rows, K, to + k * Rows);
+    } else {
+      widened.resize(std::max<size_t>(widened.size(), kDepth * rows));
+      widen_lines(from + k * stride, stride, 1, columns, rows, widened.data(), rows);
+      turn_columns<Rows>(widened.data(), rows, columns, rows, K, to + k * Rows);
+    }
+  }
+}
+
+// Rows [m0, m0 + rows) and columns [k0, k0 + K) of A as f32: rows as they lie, one vector between them, which keeps them from
+// falling into the same few cache sets; or, where they are contiguous in m, panels. `room` is for a multiple of a panel's rows.
+template <int Rows, class T>
 RowsOfA widen_a(const GemmParams& p, int64_t m0, int64_t rows, int64_t room, int64_t k0, int64_t K, std::vector<float>& to) {
+  constexpr int64_t kStride = kGemmK + kLanes;
   const T* from = static_cast<const T*>(p.a) + m0 * p.a_row + k0 * p.a_col;
-  bool by_row = p.a_col == 1;
-  int64_t stride = (by_row ? kGemmK : room) + kLanes;
-  to.resize(std::max<size_t>(to.size(), (by_row ? room : kGemmK) * stride));
-  if (by_row) widen_lines(from, p.a_row, 1, rows, K, to.data(), stride);
-  else widen_lines(from, p.a_col, p.a_row, K, rows, to.data(), stride);
-  return by_row ? RowsOfA{to.data(), stride, 1} : RowsOfA{to.data(), 1, stride};
+  to.resize(std::max<size_t>(to.size(), room * kStride));
+  if (p.a_row == 1) {
+    turn_a<Rows>(from, p.a_col, rows, K, to.data());
+    return {to.data(), 1, Rows, Rows * K};
+  }
+  widen_lines(from, p.a_row, p.a_col, rows, K, to.data(), kStride);
+  return {to.data(), kStride, 1, Rows * kStride};
 }
 
 // The same as rows of pairs, a zero behind an odd K.
@@ -218,18 +271,20 @@ inline RowsOfA pair_a(const GemmParams& p, int64_t m0, int64_t rows, int64_t k0,
       for (int64_t k = 0; k < K; ++k) line[k] = from[k * p.a_col];
     if (K % 2 == 1) line[K] = 0;
   }
-  return {to, stride, 1};
+  return {to, stride, 1, 0};
 }
 
-template <class Math>
+template <int Rows, class Math>
 RowsOfA copy_a(const GemmParams& p, int64_t m0, int64_t rows, int64_t room, int64_t k0, int64_t K, std::vector<float>& to) {
   if constexpr (Math::kPerWord == 2) {
     constexpr int64_t kStride = kGemmK / 2 + kLanes;
     to.resize(std::max<size_t>(to.size(), room * kStride));
-    return pair_a(p, m0, rows, k0, K, kStride, to.data());
+    RowsOfA pairs = pair_a(p, m0, rows, k0, K, kStride, to.data());
+    pairs.panel = Rows * kStride;
+    return pairs;
   } else {
-    return p.a_type == Storage::f32 ? widen_a<float>(p, m0, rows, room, k0, K, to)
-                                    : widen_a<uint16_t>(p, m0, rows, room, k0, K, to);
+    return p.a_type == Storage::f32 ? widen_a<Rows, float>(p, m0, rows, room, k0, K, to)
+                                    : widen_a<Rows, uint16_t>(p, m0, rows, room, k0, K, to);
   }
 }
 
@@ -244,6 +299,17 @@ const float* words_at(const GemmParams& p, int64_t m, int64_t k) {
   return static_cast<const float*>(p.a) + (m * p.a_row + k) / Math::kPerWord;
 }
 
+// One panel of rows uses what it packs of B once: it reads rows of B where they lie instead.
+template <int Rows, class Math>
+bool rows_of_b_serve(const GemmParams& p, int64_t rows) {
+  return Math::kPerWord == 1 && rows <= Rows && p.b_col == 1 && !p.b_columns && !p.round_b_to_bf16;
+}
+template <class T>
+OwnRows<T> own_rows(const GemmParams& p, int64_t k, int64_t n) {
+  const T* at = static_cast<const T*>(p.b) + n;
+  return p.b_rows ? OwnRows<T>{at, p.b_rows + k, p.b_row} : OwnRows<T>{at + k * p.b_row, nullptr, p.b_row};
+}
+
 // Rows of A are read in place when they are words, contiguous in k, and short enough that a panel's rows do not fall into the
 // same few cache sets; else, and for a last panel that is not full, they are copied.
 template <int Rows, class Math>
@@ -253,21 +319,29 @@ void multiply_panels(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, in
   int64_t in_place = short_rows ? (m1 - m0) / Rows * Rows : 0, rows = m1 - m0 - in_place;
   int64_t room = (rows + Rows - 1) / Rows * Rows, b_panels = (n1 - n0 + kGemmCols - 1) / kGemmCols;
   b_pack.resize(std::max<size_t>(b_pack.size(), b_panels * kGemmCols * kGemmK));
+  int64_t own = rows_of_b_serve<Rows, Math>(p, m1 - m0) ? (n1 - n0) / kGemmCols : 0;  // panels that are not packed
   for (int64_t k0 = 0; k0 < p.K; k0 += kGemmK) {
     int64_t K = std::min<int64_t>(kGemmK, p.K - k0), words = words_of<Math>(K);
     bool add = k0 > 0 || p.accumulate;
-    RowsOfA copied = copy_a<Math>(p, m0 + in_place, rows, room, k0, K, a_copy);
-    pack_b<Math>(p, k0, K, n0, n1, b_pack.data());
-    for (int64_t j = 0; j < b_panels; ++j) {
-      const float* b = b_pack.data() + j * kGemmCols * words;
+    RowsOfA copied = copy_a<Rows, Math>(p, m0 + in_place, rows, room, k0, K, a_copy);
+    for (int64_t j = 0; j < own; ++j) {
+      RowsOfA a = in_place > 0 ? RowsOfA{words_at<Math>(p, m0, k0), p.a_row / Math::kPerWord, 1, 0} : copied;
+      float* to = c + j * kGemmCols;
+      if (p.b_type == Storage::f32)
+        micro_kernel<Rows, Math>(a, own_rows<float>(p, k0, n0 + j * kGemmCols), K, to, c_row, int(m1 - m0), kGemmCols, add);
+      else micro_kernel<Rows, Math>(a, own_rows<uint16_t>(p, k0, n0 + j * kGemmCols), K, to, c_row, int(m1 - m0), kGemmCols, add);
+    }
+    pack_b<Math>(p, k0, K, n0 + own * kGemmCols, n1, b_pack.data());
+    for (int64_t j = own; j < b_panels; ++j) {
+      Panel b{b_pack.data() + (j - own) * kGemmCols * words};
       float* to = c + j * kGemmCols;
       int cols = int(std::min<int64_t>(kGemmCols, n1 - n0 - j * kGemmCols));
       for (int64_t m = 0; m < in_place; m += Rows)
-        micro_kernel<Rows, Math>({words_at<Math>(p, m0 + m, k0), p.a_row / Math::kPerWord, 1}, b, words, to + m * c_row, c_row,
+        micro_kernel<Rows, Math>({words_at<Math>(p, m0 + m, k0), p.a_row / Math::kPerWord, 1, 0}, b, words, to + m * c_row, c_row,
                                  Rows, cols, add);
       for (int64_t m = 0; m < rows; m += Rows)
-        micro_kernel<Rows, Math>({copied.at + m * copied.row, copied.row, copied.column}, b, words, to + (in_place + m) * c_row,
-                                 c_row, int(std::min<int64_t>(Rows, rows - m)), cols, add);
+        micro_kernel<Rows, Math>({copied.at + m / Rows * copied.panel, copied.row, copied.column, 0}, b, words,
+                                 to + (in_place + m) * c_row, c_row, int(std::min<int64_t>(Rows, rows - m)), cols, add);
     }
   }
 }

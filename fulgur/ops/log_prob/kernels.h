@@ -8,7 +8,7 @@ namespace fulgur {
 
 // log(sum exp(row)), the exponentials summed by lanes in ascending order.
 FULGUR_KERNEL(float, log_sum_exp, (const float* row, int64_t size))
-// row = scale * (onehot(target) - exp(row - lse)), in place.
-FULGUR_KERNEL(void, log_prob_gradient, (float* row, int64_t size, float lse, int64_t target, float scale))
+// The same; and row becomes scale * (onehot(target) - softmax(row)), or zeros for target -1.
+FULGUR_KERNEL(float, log_prob_gradient, (float* row, int64_t size, int64_t target, float scale))
 
 }  // namespace fulgur

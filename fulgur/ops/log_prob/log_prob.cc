@@ -143,16 +143,17 @@ Gradients log_prob_backward_cpu(const Tensor& dresult_in, const Tensor& x_in, co
   float* logits = chunk.mutable_data_ptr<float>();
   const int* target = targets.const_data_ptr<int>();
   const float* scale = dresult.const_data_ptr<float>();
-  float* total = lse.mutable_data_ptr<float>();
+  float *total = lse.mutable_data_ptr<float>(), *log_probs = result.mutable_data_ptr<float>();
   auto kernel = FULGUR_CALL(log_prob_gradient);
   for (int64_t first = 0; first < N; first += kChunk) {
     int64_t rows = std::min(kChunk, N - first);
     logits_into(x, first, rows, weight, logits);
-    row_results(logits, target + first, rows, V, result.mutable_data_ptr<float>() + first, total + first);
     parallel_for(rows, [&](int64_t i) {
       float* row = logits + i * V;
-      if (target[first + i] < 0) std::fill(row, row + V, 0.0f);
-      else kernel(row, V, total[first + i], target[first + i], scale[first + i]);
+      int64_t at = first + i;
+      float logit = target[at] < 0 ? 0 : row[target[at]];
+      total[at] = kernel(row, V, target[at], scale[at]);
+      log_probs[at] = target[at] < 0 ? 0 : logit - total[at];
     });
     add_products(chunk, x, weight, first, rows, dx, dweight);
   }

@@ -1,36 +1,39 @@
 #include "fulgur/ops/sparse_mla/kernels.h"
 
-#include "fulgur/ops/linear/gemm_kernel.h"
+#include "fulgur/ops/linear/gathered_kernel.h"
 #include "fulgur/ops/simd_rows.h"
 
 namespace fulgur::FULGUR_ISA {
 namespace {
 
-// The selected keys of one row, without padding. Products read them where they lie.
+// The selected keys of one row. Products read them where they lie.
 struct Keys {
   int64_t count;
   const int32_t* key;
 };
 
 Keys keys_of(const SparseMlaParams& p, int64_t row) {
-  static thread_local std::vector<int32_t> buffer;
-  buffer.resize(std::max<size_t>(buffer.size(), p.K));
-  int64_t count = 0;
-  for (int64_t i = 0; i < p.K; ++i)
-    if (p.selected[row * p.K + i] >= 0) buffer[count++] = p.selected[row * p.K + i];
-  return {count, buffer.data()};
+  const int32_t* keys = p.selected + row * p.K;
+  return {std::find(keys, keys + p.K, -1) - keys, keys};
 }
 
-// scores[h][i] = scale * q_h . key_i of heads [first, last), rows of `stride` with -inf behind the keys.
-void score(const SparseMlaParams& p, int64_t row, int64_t first, int64_t last, const Keys& keys, int64_t stride, float* scores) {
-  const char* q = static_cast<const char*>(p.q) + (row * p.H + first) * p.C * (p.type == Storage::f32 ? 4 : 2);
-  gemm_serial({.a = q,
+// dots[h][i] = rows[h] . key_i[:length] of heads whose rows of `length` follow one another. Which kernel makes them depends on
+// the model's number of heads alone, so that few rows and many have the same bits.
+void dot_keys(const SparseMlaParams& p, const void* rows, int64_t length, int64_t heads, const Keys& keys, int64_t stride,
+              float* dots) {
+  if (p.H <= kFewRows && p.type == Storage::f32)
+    return gathered_dots(static_cast<const float*>(rows), length, heads, static_cast<const float*>(p.kv), p.C, keys.key,
+                         keys.count, length, dots, stride);
+  if (p.H <= kFewRows)
+    return gathered_dots(static_cast<const uint16_t*>(rows), length, heads, static_cast<const uint16_t*>(p.kv), p.C, keys.key,
+                         keys.count, length, dots, stride);
+  gemm_serial({.a = rows,
                .b = p.kv,
-               .c = scores,
-               .M = last - first,
+               .c = dots,
+               .M = heads,
                .N = keys.count,
-               .K = p.C,
-               .a_row = p.C,
+               .K = length,
+               .a_row = length,
                .a_col = 1,
                .b_row = 1,
                .b_col = p.C,
@@ -38,6 +41,11 @@ void score(const SparseMlaParams& p, int64_t row, int64_t first, int64_t last, c
                .a_type = p.type,
                .b_type = p.type,
                .b_columns = keys.key});
+}
+
+// scores[h][i] = scale * q_h . key_i of heads [first, last), rows of `stride` with -inf behind the keys.
+void score(const SparseMlaParams& p, int64_t row, int64_t first, int64_t last, const Keys& keys, int64_t stride, float* scores) {
+  dot_keys(p, element(p.q, p.type, (row * p.H + first) * p.C), p.C, last - first, keys, stride, scores);
   for (int64_t h = 0; h < last - first; ++h) {
     float* at = scores + h * stride;
     for (int64_t i = 0; i < keys.count; ++i) at[i] *= p.scale;
@@ -114,41 +122,25 @@ void sparse_mla_target(const SparseMlaParams& p, int64_t row, const float* share
   }
 }
 
-// With P = exp(S - lse), dP = dO V^T, dS = P * (dP - rowsum(O * dO)) * scale: dq = dS K, dK = dS^T q, dV = P^T dO.
-void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, int64_t slot) {
-  static thread_local std::vector<float> buffer;
+// With P = exp(S - lse), dP = dO V^T, dS = P * (dP - rowsum(O * dO)) * scale: dq = dS K; of the keys, dV = P^T dO, dK = dS^T q.
+void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, float* coefficients, int64_t stride, float* lines) {
   Keys keys = keys_of(p, row);
-  int64_t stride = padded(keys.count), element = p.type == Storage::f32 ? 4 : 2;
   float* dq = p.dq + row * p.H * p.C;
   std::fill(dq, dq + p.H * p.C, 0.0f);
   if (keys.count == 0) return;
-  buffer.resize(std::max<size_t>(buffer.size(), 2 * p.H * (stride + p.C)));
-  float* probability = buffer.data();
-  float* gradient = probability + p.H * stride;
-  const char* q = static_cast<const char*>(p.q) + row * p.H * p.C * element;
-  const char* dout = static_cast<const char*>(p.dout) + row * p.H * p.R * element;
+  const void* q = element(p.q, p.type, row * p.H * p.C);
+  const void* dout = element(p.dout, p.type, row * p.H * p.R);
+  float *probability = coefficients, *gradient = probability + p.H * stride;
+  int64_t whole = padded(keys.count);
   score(p, row, 0, p.H, keys, stride, probability);
-  gemm_serial({.a = dout,
-               .b = p.kv,
-               .c = gradient,
-               .M = p.H,
-               .N = keys.count,
-               .K = p.R,
-               .a_row = p.R,
-               .a_col = 1,
-               .b_row = 1,
-               .b_col = p.C,
-               .c_row = stride,
-               .a_type = p.type,
-               .b_type = p.type,
-               .b_columns = keys.key});
+  dot_keys(p, dout, p.R, p.H, keys, stride, gradient);
   for (int64_t h = 0; h < p.H; ++h) {
     int64_t at = (row * p.H + h) * p.R;
     Vec dot{};
     for (int64_t d = 0; d < p.R; d += kLanes)
       dot = fma(read(p.out, p.type, at + d, p.R - d), read(p.dout, p.type, at + d, p.R - d), dot);
     float delta = sum(dot), lse = p.lse[row * p.H + h];
-    for (int64_t i = 0; i < stride; i += kLanes) {
+    for (int64_t i = 0; i < whole; i += kLanes) {
       float* prob = probability + h * stride + i;
       float* grad = gradient + h * stride + i;
       Vec e = exp(load(prob) - lse);
@@ -169,37 +161,10 @@ void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, int64_t slot
                .c_row = p.C,
                .b_type = p.type,
                .b_rows = keys.key});
-  // dK = P^T dO + dS^T q as one product: dO, zero behind the values' size, above q.
-  float* joined = gradient + p.H * stride;
-  for (int64_t h = 0; h < p.H; ++h)
-    for (int64_t d = 0; d < p.C; d += kLanes) {
-      Vec value = d < p.R ? read(dout, p.type, h * p.R + d, p.R - d) : Vec{};
-      write(joined, Storage::f32, h * p.C + d, p.C - d, value);
-      write(joined, Storage::f32, (p.H + h) * p.C + d, p.C - d, read(q, p.type, h * p.C + d, p.C - d));
-    }
-  gemm_serial({.a = probability,
-               .b = joined,
-               .c = p.contribution + slot * p.K * p.C,
-               .M = keys.count,
-               .N = p.C,
-               .K = 2 * p.H,
-               .a_row = 1,
-               .a_col = stride,
-               .b_row = p.C,
-               .b_col = 1,
-               .c_row = p.C});
-}
-
-void sparse_mla_scatter(const SparseMlaParams& p, int64_t row0, int64_t rows, int64_t first, int64_t last) {
-  for (int64_t slot = 0; slot < rows; ++slot) {
-    const float* from = p.contribution + slot * p.K * p.C;
-    for (int64_t i = 0; i < p.K; ++i) {
-      int64_t key = p.selected[(row0 + slot) * p.K + i];
-      if (key < 0) continue;
-      float* to = p.dkv + key * p.C;
-      for (int64_t d = first; d < last; ++d) to[d] += from[d];
-      from += p.C;
-    }
+  for (int64_t h = 0; h < p.H; ++h) {
+    float *of_dout = lines + h * p.C, *of_q = of_dout + p.H * p.C;
+    for (int64_t d = 0; d < p.R; d += kLanes) write(of_dout, Storage::f32, d, p.R - d, read(dout, p.type, h * p.R + d, p.R - d));
+    for (int64_t d = 0; d < p.C; d += kLanes) write(of_q, Storage::f32, d, p.C - d, read(q, p.type, h * p.C + d, p.C - d));
   }
 }
 

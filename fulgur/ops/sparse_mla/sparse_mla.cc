@@ -1,6 +1,8 @@
 #include "fulgur/ops/sparse_mla/sparse_mla.h"
 
+#include "fulgur/ops/linear/gathered.h"
 #include "fulgur/ops/op.h"
+#include "fulgur/ops/selected.h"
 #include "fulgur/ops/sparse_mla/kernels.h"
 
 namespace fulgur::ops {
@@ -17,11 +19,7 @@ void check(const Tensor& q, const Tensor& kv, const Tensor& selected, int64_t va
                kv.scalar_type());
   FULGUR_CHECK(value_dim > 0 && value_dim <= kv.size(1), "[sparse_mla] expected a value size of at most ", kv.size(1), ", got ",
                value_dim);
-  FULGUR_CHECK(selected.dim() == 2 && selected.size(0) == q.size(0) && selected.scalar_type() == at::kInt,
-               "[sparse_mla] expected an int32 selection [", q.size(0), ", K], got ", selected.sizes());
-  const int* at = selected.const_data_ptr<int>();
-  for (int64_t i = 0; i < selected.numel(); ++i)
-    FULGUR_CHECK(at[i] >= -1 && at[i] < kv.size(0), "[sparse_mla] expected keys below ", kv.size(0), ", got ", at[i]);
+  check_selected(selected, q.size(0), kv.size(0), "sparse_mla");
 }
 
 SparseMlaParams params_of(const Tensor& q, const Tensor& kv, const Tensor& selected, const Tensor& out, const Tensor& lse,
@@ -39,9 +37,7 @@ SparseMlaParams params_of(const Tensor& q, const Tensor& kv, const Tensor& selec
           .scale = float(scale),
           .type = storage(q, "sparse_mla"),
           .dout = nullptr,
-          .dq = nullptr,
-          .contribution = nullptr,
-          .dkv = nullptr};
+          .dq = nullptr};
 }
 
 std::tuple<Tensor, Tensor, Tensor> sparse_mla_cpu(const Tensor& q_in, const Tensor& kv_in, const Tensor& selected_in,
@@ -82,32 +78,29 @@ std::tuple<Tensor, Tensor, Tensor> sparse_mla_meta(const Tensor& q, const Tensor
           at::empty_symint({q.sym_size(0), q.sym_size(1)}, f32), at::empty_symint(selected.sym_sizes(), f32)};
 }
 
-// A chunk's contributions are made in parallel over rows, then added in parallel over columns, so every number of dkv
-// is one sum in ascending query order.
 std::tuple<Tensor, Tensor> sparse_mla_backward_cpu(const Tensor& dout_in, const Tensor& q_in, const Tensor& kv_in,
                                                    const Tensor& selected_in, const Tensor& out_in, const Tensor& lse_in,
                                                    int64_t value_dim, double scale) {
   auto q = q_in.contiguous(), kv = kv_in.contiguous(), selected = selected_in.contiguous();
   auto dout = dout_in.to(q.scalar_type()).contiguous(), out = out_in.contiguous(), lse = lse_in.contiguous();
-  int64_t N = q.size(0), C = kv.size(1), K = selected.size(1);
   auto f32 = q.options().dtype(at::kFloat);
   auto dq = at::empty(q.sizes(), f32), dkv = at::zeros(kv.sizes(), f32);
-  int64_t chunk = std::clamp<int64_t>((int64_t(1) << 21) / std::max<int64_t>(1, K * C), 4, 256);
-  auto contribution = at::empty({chunk, K, C}, f32);
   auto params = params_of(q, kv, selected, out, lse, value_dim, scale);
   params.dout = dout.const_data_ptr();
   params.dq = dq.mutable_data_ptr<float>();
-  params.contribution = contribution.mutable_data_ptr<float>();
-  params.dkv = dkv.mutable_data_ptr<float>();
-  auto row_kernel = FULGUR_CALL(sparse_mla_backward_row);
-  auto scatter = FULGUR_CALL(sparse_mla_scatter);
-  constexpr int64_t kColumns = 16;  // a cache line
-  for (int64_t row = 0; row < N; row += chunk) {
-    int64_t rows = std::min(chunk, N - row);
-    parallel_for(rows, [&](int64_t i) { row_kernel(params, row + i, i); });
-    parallel_for((C + kColumns - 1) / kColumns,
-                 [&](int64_t i) { scatter(params, row, rows, i * kColumns, std::min(C, (i + 1) * kColumns)); });
-  }
+  KeyGradients keys{.selected = params.selected,
+                    .N = q.size(0),
+                    .K = params.K,
+                    .terms = 2 * params.H,
+                    .length = params.C,
+                    .split = params.R,
+                    .to = dkv.mutable_data_ptr<float>(),
+                    .room = nullptr};
+  auto room = at::empty({keys.slots() * keys.slot_size()}, f32);
+  keys.room = room.mutable_data_ptr<float>();
+  auto kernel = FULGUR_CALL(sparse_mla_backward_row);
+  add_to_keys(keys,
+              [&](int64_t row, int64_t slot) { kernel(params, row, keys.coefficients(slot), keys.stride(), keys.lines(slot)); });
   return {dq.to(q.scalar_type()), dkv.to(kv.scalar_type())};
 }
 

@@ -1,0 +1,40 @@
+// Gradients of keys that queries selected: to[key] += sum_t coefficient[t][key] * line[t]. What a query adds to its keys is K *
+// length floats; kept instead are the factors, and each range of keys then makes and adds its own. A key's sum runs over queries
+// in ascending order, whatever the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+
+#include "fulgur/ops/isa.h"
+
+namespace fulgur {
+
+constexpr int64_t kFewRows = 8;  // up to so many heads, products with gathered keys have a kernel of their own
+
+struct KeyGradients {
+  const int32_t* selected;  // [N, K] ascending, -1 behind the last
+  int64_t N, K;
+  int64_t terms, length;
+  int64_t split;  // behind it, the lines of the first half of the terms count as zero; 0 where no line has such a part
+  float* to;      // [S, length]
+  float* room;    // slots() * slot_size()
+
+  int64_t stride() const { return (K + 15) / 16 * 16; }
+  int64_t slot_size() const { return terms * (stride() + length); }
+  int64_t slots() const {
+    return std::min(N, std::clamp<int64_t>((int64_t(1) << 21) / std::max<int64_t>(1, slot_size()), 4, 512));
+  }
+  float* coefficients(int64_t slot) const { return room + slot * slot_size(); }  // [terms, stride()]
+  float* lines(int64_t slot) const { return coefficients(slot) + terms * stride(); }
+};
+
+// fill(row, slot) writes the factors of a query, in parallel for slots() of them; then their keys' gradients grow.
+void add_to_keys(const KeyGradients& gradients, const std::function<void(int64_t row, int64_t slot)>& fill);
+
+// What queries [row, row + slots) add to keys [first, last); the first's factors are in `slot`, the next's behind.
+FULGUR_KERNEL(void, add_to_key_range,
+              (const KeyGradients&, int64_t row, int64_t slot, int64_t slots, int64_t first, int64_t last))
+
+}  // namespace fulgur
