@@ -32,6 +32,7 @@ using Clock = std::chrono::steady_clock;
 struct Options {
   std::string filter, against, recipe, python;
   double seconds = 0.5;
+  bool scaling = false;
   int64_t steps = 8;
 };
 
@@ -52,11 +53,50 @@ struct Peaks {
 
 Peaks measure_peaks() { return {ops::peak_flops(1), ops::peak_bandwidth(int64_t(2) << 30)}; }
 
-Json result_json(const std::string& name, const std::string& label, double seconds, double flops, double bytes,
-                 const Peaks& peaks) {
-  double limit = std::max(flops / peaks.flops, bytes / peaks.bandwidth);
-  return {{"name", name},   {"case", label},  {"threads", threads()},   {"seconds", seconds},
-          {"flops", flops}, {"bytes", bytes}, {"limit_seconds", limit}, {"share", limit / seconds}};
+// One repetition, and the peak of the moment before it.
+struct Sample {
+  double seconds, flops;
+};
+
+Sample sample(const std::function<void()>& work) {
+  double flops = ops::peak_flops(0.1);  // long enough to find its best
+  return {time_once(work), flops};
+}
+
+// A row of the table, and what it was made of: shares need a bandwidth that is known only at the end.
+struct Row {
+  Json json;
+  std::vector<Sample> samples;
+};
+
+double median_seconds(const std::vector<Sample>& samples) {
+  std::vector<double> seconds;
+  for (const auto& s : samples) seconds.push_back(s.seconds);
+  return median(seconds);
+}
+
+// The machine is shared: each repetition is set beside the peak of its own moment, and the median of these shares counts.
+// `share_of_best` sets the median time beside the best peak of the run.
+void set_shares(Row& row, const Peaks& best) {
+  auto& r = row.json;
+  double flops = r["flops"], bytes = r["bytes"];
+  std::vector<double> shares;
+  for (const auto& s : row.samples) shares.push_back(std::max(flops / s.flops, bytes / best.bandwidth) / s.seconds);
+  r["share"] = median(shares);
+  r["share_of_best"] = std::max(flops / best.flops, bytes / best.bandwidth) / r["seconds"].get<double>();
+}
+
+Row make_row(const std::string& name, const std::string& label, const std::vector<Sample>& samples, double flops, double bytes,
+             const Peaks& peaks) {
+  Row row{{{"name", name},
+           {"case", label},
+           {"threads", threads()},
+           {"seconds", median_seconds(samples)},
+           {"flops", flops},
+           {"bytes", bytes}},
+          samples};
+  set_shares(row, peaks);
+  return row;
 }
 
 void print_row(const Json& r) {
@@ -64,8 +104,8 @@ void print_row(const Json& r) {
   std::printf("%-24s %-32s %10.3f %9.1f %8.1f %6.0f %%", r["name"].get<std::string>().c_str(),
               r["case"].get<std::string>().c_str(), seconds * 1e3, r["flops"].get<double>() / seconds / 1e9,
               r["bytes"].get<double>() / seconds / 1e9, 100 * r["share"].get<double>());
-  if (r["reference_seconds"].is_null()) std::printf("%11s\n", "-");
-  else std::printf(" %9.3f %6.2fx\n", r["reference_seconds"].get<double>() * 1e3, r["reference_seconds"].get<double>() / seconds);
+  if (r["faster"].is_null()) std::printf("%11s\n", "-");
+  else std::printf(" %9.3f %6.2fx\n", r["reference_seconds"].get<double>() * 1e3, r["faster"].get<double>());
   std::fflush(stdout);
 }
 
@@ -99,13 +139,13 @@ Json earlier_results(const std::string& file) {
   return json["results"];
 }
 
-// The limit is the best seen before and behind the cases: a machine that was busy at the start would let shares exceed 1.
-void finish(Peaks peaks, Json results, const Json& earlier) {
+void finish(Peaks peaks, std::vector<Row>& rows, const Json& earlier) {
   Peaks again = measure_peaks();
   peaks = {std::max(peaks.flops, again.flops), std::max(peaks.bandwidth, again.bandwidth)};
-  for (auto& r : results) {
-    double limit = std::max(r["flops"].get<double>() / peaks.flops, r["bytes"].get<double>() / peaks.bandwidth);
-    r["limit_seconds"] = limit, r["share"] = limit / r["seconds"].get<double>();
+  Json results = Json::array();
+  for (auto& row : rows) {
+    set_shares(row, peaks);
+    results.push_back(row.json);
   }
   std::printf("peaks, best of before and behind: %.0f GFLOP/s, %.1f GB/s\n", peaks.flops / 1e9, peaks.bandwidth / 1e9);
   if (!earlier.empty()) compare(results, earlier);
@@ -115,19 +155,32 @@ void finish(Peaks peaks, Json results, const Json& earlier) {
   std::printf("%s\n", out.dump().c_str());
 }
 
+// The same on one thread, which scaling is measured beside.
+void on_one_thread(const std::function<void()>& work) {
+  int all = threads();
+  set_threads(1), at::set_num_threads(1);
+  work();
+  set_threads(all), at::set_num_threads(all);
+}
+
 // Own and reference in turn, so that both meet the same machine.
-Json time_case(const ops::BenchCase& c, double budget, const Peaks& peaks) {
-  std::vector<double> own, reference;
+Row time_case(ops::BenchCase c, double budget, bool scaling, const Peaks& peaks) {
+  if (scaling) c.reference = [run = c.run] { on_one_thread(run); }, c.reference_parts = 1;
+  std::vector<Sample> own;
+  std::vector<double> reference, faster;
   c.run();
   if (c.reference) c.reference();
   auto end = Clock::now() + std::chrono::duration<double>(budget);
   while (own.size() < 3 || (Clock::now() < end && own.size() < 200)) {
-    own.push_back(time_once(c.run));
-    if (c.reference) reference.push_back(time_once(c.reference) * c.reference_parts);
+    own.push_back(sample(c.run));
+    if (!c.reference) continue;
+    reference.push_back(time_once(c.reference) * c.reference_parts);
+    faster.push_back(reference.back() / own.back().seconds);
   }
-  Json r = result_json(c.name, c.label, median(own), c.flops, c.bytes, peaks);
-  r["reference_seconds"] = c.reference ? Json(median(reference)) : Json();
-  return r;
+  Row row = make_row(c.name, c.label, own, c.flops, c.bytes, peaks);
+  row.json["reference_seconds"] = c.reference ? Json(median(reference)) : Json();
+  row.json["faster"] = c.reference ? Json(median(faster)) : Json();
+  return row;
 }
 
 void bench_ops(const Options& o) {
@@ -135,17 +188,16 @@ void bench_ops(const Options& o) {
   at::set_num_threads(threads());
   auto peaks = measure_peaks();
   print_head(peaks);
-  Json results = Json::array();
+  std::vector<Row> rows;
   for (const auto& group : ops::bench_registry()) {
     if (group.name.find(o.filter) == std::string::npos && o.filter.find(group.name) == std::string::npos) continue;
     for (const auto& c : group.make()) {
       if (c.name.find(o.filter) == std::string::npos || g_stop) continue;
-      Json r = time_case(c, o.seconds, peaks);
-      print_row(r);
-      results.push_back(r);
+      rows.push_back(time_case(c, o.seconds, o.scaling, peaks));
+      print_row(rows.back().json);
     }
   }
-  finish(peaks, results, earlier);
+  finish(peaks, rows, earlier);
 }
 
 // A tokenizer of bytes alone: the benchmark's tokens are random, only their lengths in bytes are asked for.
@@ -205,7 +257,7 @@ void bench_train(const Options& o) {
   write_file_atomic(folder / "config.json", config_json(config).dump(2));
   auto peaks = measure_peaks();
   print_head(peaks);
-  Json results = Json::array();
+  std::vector<Row> rows;
   for (std::string name : {"pretrain", "warmup", "sparse"}) {
     StageConfig stage = effective_stage(recipe, name);
     if (name.find(o.filter) == std::string::npos || g_stop) continue;
@@ -220,29 +272,36 @@ void bench_train(const Options& o) {
       balance_experts(model.weights(), stage, sums);
     };
     auto timed = [&] {
-      std::vector<double> seconds;
-      for (int64_t i = 0; i < o.steps; ++i) seconds.push_back(time_once(step));
-      return seconds;
+      std::vector<Sample> samples;
+      for (int64_t i = 0; i < o.steps; ++i) samples.push_back(sample(step));
+      return samples;
     };
     step(), step();
     reset_arena_peak();
     auto held = arena_use().held;
     auto own = timed();  // before and after the reference, so that both meet the same machine
-    auto reference = plain_pytorch(o, folder / "config.json", name, stage.batch_tokens / stage.context, stage.context);
+    Json reference;
+    if (o.scaling) {
+      std::vector<double> alone_seconds;
+      for (int64_t i = 0; i < o.steps; ++i) on_one_thread([&] { alone_seconds.push_back(time_once(step)); });
+      reference = median(alone_seconds);
+    } else reference = plain_pytorch(o, folder / "config.json", name, stage.batch_tokens / stage.context, stage.context);
     auto after = timed();
     own.insert(own.end(), after.begin(), after.end());
     double flops = train_flops(config, TrainForm(stage.kind), stage.context) * double(stage.batch_tokens);
     double bytes = 28.0 * double(count_parameters(config).total);  // the optimiser's pass alone
-    Json r = result_json("train " + name, cat(stage.batch_tokens, " tokens, context ", stage.context), median(own), flops, bytes,
-                         peaks);
-    r["tokens_per_second"] = double(stage.batch_tokens) / r["seconds"].get<double>();
+    Row row = make_row("train " + name, cat(stage.batch_tokens, " tokens, context ", stage.context), own, flops, bytes, peaks);
+    Json& r = row.json;
+    double seconds = r["seconds"];
+    r["tokens_per_second"] = double(stage.batch_tokens) / seconds;
     r["reference_seconds"] = reference;
+    r["faster"] = reference.is_null() ? Json() : Json(reference.get<double>() / seconds);
     print_row(r);
     add_memory(r, plan_step(config, stage).peak(), held);
-    results.push_back(r);
+    rows.push_back(std::move(row));
   }
   fs::remove_all(folder);
-  finish(peaks, results, earlier);
+  finish(peaks, rows, earlier);
 }
 
 }  // namespace
@@ -257,6 +316,7 @@ void add_bench(CLI::App& app, Common&) {
   ops->add_option("--filter", o->filter, "Only operations whose name has this in it: mla, or 'sparse_mla V3.2 backward'");
   ops->add_option("--seconds", o->seconds, "Time for each case")->capture_default_str()->check(CLI::PositiveNumber);
   ops->add_option("--against", o->against, "What an earlier run printed: shares of the limit then and now");
+  ops->add_flag("--scaling", o->scaling, "Beside the same on one thread, instead of the reference");
   ops->footer("Example:\n  fulgur bench ops --filter mla --threads 1");
   ops->callback([=] { bench_ops(*o); });
   auto* train = command->add_subcommand("train", "A training step of every stage beside a plain PyTorch model of the same size");
@@ -267,6 +327,7 @@ void add_bench(CLI::App& app, Common&) {
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   train->add_option("--against", o->against, "What an earlier run printed: shares of the limit then and now");
+  train->add_flag("--scaling", o->scaling, "Beside the same on one thread, instead of PyTorch");
   train->footer("Example:\n  fulgur bench train --threads 1 --filter sparse");
   train->callback([=] { bench_train(*o); });
 }

@@ -1,4 +1,6 @@
 // What sparse attention is for: the whole attention core of one layer at the published sizes beside dense attention.
+#include <algorithm>
+
 #include "fulgur/base/error.h"
 #include "fulgur/ops/bench.h"
 #include "fulgur/ops/dense_mla/dense_mla.h"
@@ -35,6 +37,29 @@ std::vector<BenchCase> training(int64_t S) {
 RegisterBench short_text("attention core", [] { return training(32768); });
 RegisterBench text("attention core", [] { return training(65536); });
 RegisterBench long_text("attention core", [] { return training(131072); });
+
+// What a token costs as its context grows: the forward pass of the last 256 rows.
+std::vector<BenchCase> forward() {
+  constexpr int64_t N = 256, kMost = 131072;
+  auto iq = at::randn({N, J, D}), iw = at::rand({N, J}), q = at::randn({N, H, C}) * .1;
+  auto ik = at::randn({kMost, D}), kv = at::randn({kMost, C}) * .1;
+  std::vector<BenchCase> cases;
+  for (int64_t S = 2048; S <= kMost; S *= 2) {
+    auto visible = slab(N, S), index_keys = ik.narrow(0, 0, S), keys = kv.narrow(0, 0, S);
+    double flops = 0;
+    for (int64_t seen = S - N + 1; seen <= S; ++seen)
+      flops += 2.0 * double(seen * J * D) + 2.0 * double(std::min(K, seen) * H * (C + R));
+    cases.push_back({"attention core",
+                     cat("forward N256 S", S / 1024, "K"),
+                     flops,
+                     0,
+                     [=] { sparse_mla(q, keys, indexer_top_k(iq, index_keys, iw, visible, K), R, kScale); },
+                     {}});
+  }
+  return cases;
+}
+
+RegisterBench by_context("attention core", forward);
 
 // One token after 128K: indexer, top-k and attention over 2,048 keys beside the absorbed form over all.
 RegisterBench decode("attention core", [] {
