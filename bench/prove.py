@@ -23,6 +23,7 @@ when every check holds. Topics, with what they need beyond the build:
   sanitize  the suite with address and undefined-behaviour sanitizers, threads of our own with thread's; ./dev lint
             (about 50 minutes on two cores, most of it two builds)
   kernels   operations of the published sizes, attention core, training step: bars of share and ratio (about 25 minutes)
+  scaling   the same on one thread and two (about 15 minutes)
   instructions   Callgrind's counts beside bench/callgrind.json (installs valgrind; 3 minutes)
 """
 import hashlib
@@ -125,7 +126,7 @@ def ops():
 def train():
     for threads in (1, 2):
         for r in last_json(fulgur("bench", "train", "--threads", threads))["results"]:
-            ratio = r["reference_seconds"] / r["seconds"] if r["reference_seconds"] else 0
+            ratio = r["faster"] or 0
             check(f"{r['name']} step, {threads} threads, beside plain PyTorch", "not slower",
                   f"{ratio:.2f} times as fast, {r['tokens_per_second']:.0f} tokens/s, {r['share']:.0%} of the limit", ratio >= 1)
 

@@ -1,5 +1,7 @@
-"""Topic of ./dev prove: kernels at the machine's limit. Each row is one bar; shares are of peaks measured in the same run."""
+"""Topics of ./dev prove: kernels at the machine's limit. Each row is one bar; shares are of peaks measured in the same run, ratios
+the median of pairs."""
 import json
+import pathlib
 import sys
 
 from proof import BUILD, ROOT, call, check, fulgur
@@ -24,34 +26,57 @@ BARS = [
 ROW_OF_TOP_K = ("top_k", "R64", 3.0)  # times one reading of the scores
 
 
-def bench(what, threads, filter):
-    return json.loads(fulgur("bench", what, "--threads", threads, "--filter", filter).splitlines()[-1])["results"]
+# What must scale with threads: compute-bound (the attention core is made of these), and bound by memory.
+COMPUTE = ["linear train", "indexer_top_k V3.2", "sparse_mla V3.2", "dense_mla V3.2", "indexer_kl_dense V3.2", "experts"]
+MEMORY = [("linear of 2 GB", "N1 "), ("top_k", "R64"), ("adamw", "")]
 
 
-def figure(r, kind):
-    return r["share"] if kind == "share" else (r["reference_seconds"] or 0) / r["seconds"]
+def bench(what, threads, filter, *flags):
+    return json.loads(fulgur("bench", what, "--threads", threads, "--filter", filter, *flags).splitlines()[-1])
 
 
 def kernels():
     done = {}
     for name, case, kind, bar in BARS:
         if name not in done:
-            done[name] = [r for r in bench("ops", 2, name) if r["name"] == name]
+            done[name] = [r for r in bench("ops", 2, name)["results"] if r["name"] == name]
         rows = [r for r in done[name] if case in r["case"]]
         if not rows:
             check(f"{name} {case}", f"{kind} >= {bar}", "no such case", False)
         for r in rows:
-            value = figure(r, kind)
-            check(f"{name}, {r['case']}", f"{kind} >= {bar}", f"{value:.2f}, {r['seconds'] * 1e3:.2f} ms", value >= bar)
+            check(f"{name}, {r['case']}", f"{kind} >= {bar}", f"{r[kind]:.2f}, {r['seconds'] * 1e3:.2f} ms", r[kind] >= bar)
     name, case, bar = ROW_OF_TOP_K
-    for r in bench("ops", 2, name):
+    for r in bench("ops", 2, name)["results"]:
         if r["name"] == name and case in r["case"]:
             check("top-2048 of 128K scores", f"<= {bar} readings", f"{1 / r['share']:.2f}", 1 / r["share"] <= bar)
-    for r in bench("train", 2, ""):
-        check(f"{r['name']} step", "share >= .50", f"{r['share']:.2f}", r["share"] >= .50)
+    cost_by_context([r for r in done["attention core"] if r["case"].startswith("forward")])
+    for r in bench("train", 2, "")["results"]:
+        check(f"{r['name']} step", "share >= .50", f"{r['share']:.2f} ({r['share_of_best']:.2f} of the run's best peak), "
+              f"{r['faster'] or 0:.2f} times as fast as PyTorch", r["share"] >= .50)
         check(f"{r['name']} step, memory beside the plan", "within 10 %", f"{r['peak_bytes'] / r['planned_bytes'] - 1:+.1%}",
               abs(r["peak_bytes"] / r["planned_bytes"] - 1) <= .10)
         check(f"{r['name']} step, memory taken from the system", "0", str(r["arena_grown_bytes"]), r["arena_grown_bytes"] == 0)
+
+
+# A token's cost is its FLOP at one rate, whatever the context.
+def cost_by_context(rows):
+    rate = (min(r["share"] for r in rows) + max(r["share"] for r in rows)) / 2
+    for r in rows:
+        check(f"cost a token, {r['case']}", "the model's within 15 %", f"{rate / r['share'] - 1:+.1%}", abs(r["share"] / rate - 1) <= .15)
+
+
+def scaling():
+    one, two = bench("ops", 1, "no operation")["peaks"], bench("ops", 2, "no operation")["peaks"]
+    memory = two["bytes_per_second"] / one["bytes_per_second"]
+    siblings = {f.read_text().strip() for f in pathlib.Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")}
+    print(f"  two threads: {two['flops'] / one['flops']:.2f} times the product, {memory:.2f} times the bandwidth; cores: {sorted(siblings)}")
+    rows = [r for name in COMPUTE for r in bench("ops", 2, name, "--scaling")["results"]] + bench("train", 2, "", "--scaling")["results"]
+    for r in rows:
+        check(f"{r['name']}, {r['case']}, two threads", ">= 1.85 times one", f"{r['faster']:.2f}", r["faster"] >= 1.85)
+    for name, case in MEMORY:
+        for r in bench("ops", 2, name, "--scaling")["results"]:
+            if r["name"] == name and case in r["case"]:
+                check(f"{r['name']}, {r['case']}, two threads", f">= .9 of the bandwidth's {memory:.2f}", f"{r['faster']:.2f}", r["faster"] >= .9 * memory)
 
 
 def instructions():
@@ -62,4 +87,4 @@ def instructions():
     check("instructions of the kernels, AVX2 and portable", "none 3 % more than recorded", last, done.returncode == 0)
 
 
-TOPICS = [kernels, instructions]
+TOPICS = [kernels, scaling, instructions]

@@ -1,4 +1,7 @@
 // Dense and sparse attention and the indexer's losses against their references, and against each other.
+#include <torch/csrc/autograd/autograd.h>
+
+#include "fulgur/base/error.h"
 #include "fulgur/ops/dense_mla/dense_mla.h"
 #include "fulgur/ops/indexer/indexer.h"
 #include "fulgur/ops/indexer_kl/indexer_kl.h"
@@ -91,6 +94,46 @@ TEST_P(AttentionOps, SparseEqualsTheReferenceAndNeverReadsWhatIsNotSelected) {
   kv[0].fill_(NAN), kv[5].fill_(NAN);
   EXPECT_TRUE(at::equal(std::get<0>(sparse_mla(q, kv, selected, 8, 0.5)), clean));
   EXPECT_EQ(clean[1].abs().max().item<float>(), 0);  // no key at all
+}
+
+// One long document goes by ranges of keys, several by bundles of rows; few heads and many have kernels of their own.
+TEST_P(AttentionOps, GradientsOfSelectedKeysEqualTheReferenceAndDoNotDependOnThreads) {
+  at::manual_seed(12);
+  int before = threads();
+  for (int64_t H : {2, 7, 9, 20})
+    for (const auto& lengths : {std::vector<int>{130}, {20, 1, 60, 49}}) {
+      auto visible = documents(lengths);
+      auto iq = leaf({130, H, 19}), ik = leaf({130, 19}), iw = leaf({130, H});
+      auto selected = indexer_top_k(iq, ik, iw, visible, 30);
+      auto target = at::rand({130, 30}) * (selected >= 0);
+      target = target / target.sum(1, true);
+      auto attend = [&](const List& in) { return std::get<0>(sparse_mla(in[0], in[1], selected, 17, 0.2)); };
+      auto attend_expected = [&](const List& in) { return std::get<0>(reference::sparse_mla(in[0], in[1], selected, 17, 0.2)); };
+      auto kl = [&](const List& in) { return indexer_kl_sparse(in[0], in[1], in[2], selected, target); };
+      auto kl_expected = [&](const List& in) { return reference::indexer_kl_sparse(in[0], in[1], in[2], selected, target); };
+      List qkv{leaf({130, H, 22}), leaf({130, 22})}, index{iq, ik, iw};
+      EXPECT_LT(worst_difference(attend, attend_expected, qkv), 1e-5);
+      EXPECT_LT(worst_difference(kl, kl_expected, index), 1e-5);
+      auto gradients = [&](int count) {
+        set_threads(count);
+        auto all = torch::autograd::grad({attend(qkv).sum(), kl(index).sum()}, {qkv[0], qkv[1], iq, ik, iw});
+        set_threads(before);
+        return all;
+      };
+      auto one = gradients(1);
+      for (int count : {2, 5}) {
+        auto more = gradients(count);
+        for (size_t i = 0; i < one.size(); ++i) EXPECT_TRUE(at::equal(one[i], more[i])) << H << " " << count << " " << i;
+      }
+    }
+}
+
+TEST(Selection, MustAscendWithPaddingLast) {
+  auto q = at::randn({1, 2, 12}), kv = at::randn({10, 12});
+  auto attend = [&](const std::vector<int>& keys) { sparse_mla(q, kv, at::tensor(keys, at::kInt).unsqueeze(0), 8, 0.5); };
+  attend({}), attend({-1}), attend({0, 9, -1, -1});
+  for (const auto& keys : {std::vector<int>{4, 1}, {4, 4}, {-1, 3}, {3, -1, 5}, {10}, {-2}})
+    EXPECT_THROW(attend(keys), InputError);
 }
 
 TEST_P(AttentionOps, SparseOverAllKeysEqualsDense) {

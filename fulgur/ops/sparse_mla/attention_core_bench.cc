@@ -38,23 +38,22 @@ RegisterBench short_text("attention core", [] { return training(32768); });
 RegisterBench text("attention core", [] { return training(65536); });
 RegisterBench long_text("attention core", [] { return training(131072); });
 
-// What a token costs as its context grows: the forward pass of the last 256 rows.
+// What a token costs as its context grows: the forward pass of the last 256 rows, beside dense MHA's by groups of 8 heads.
 std::vector<BenchCase> forward() {
-  constexpr int64_t N = 256, kMost = 131072;
-  auto iq = at::randn({N, J, D}), iw = at::rand({N, J}), q = at::randn({N, H, C}) * .1;
-  auto ik = at::randn({kMost, D}), kv = at::randn({kMost, C}) * .1;
+  constexpr int64_t N = 256, kMost = 131072, G = 8;
+  auto iq = at::randn({N, J, D}), iw = at::rand({N, J}), q = at::randn({N, H, C}) * .1, dq = at::randn({N, G, E}) * .1;
+  auto ik = at::randn({kMost, D}), kv = at::randn({kMost, C}) * .1, dk = at::randn({kMost, G, E}) * .1;
+  auto dv = at::randn({kMost, G, V}) * .1;
   std::vector<BenchCase> cases;
   for (int64_t S = 2048; S <= kMost; S *= 2) {
-    auto visible = slab(N, S), index_keys = ik.narrow(0, 0, S), keys = kv.narrow(0, 0, S);
+    auto first = [=](const at::Tensor& keys) { return keys.narrow(0, 0, S); };
+    auto visible = slab(N, S);
     double flops = 0;
     for (int64_t seen = S - N + 1; seen <= S; ++seen)
       flops += 2.0 * double(seen * J * D) + 2.0 * double(std::min(K, seen) * H * (C + R));
-    cases.push_back({"attention core",
-                     cat("forward N256 S", S / 1024, "K"),
-                     flops,
-                     0,
-                     [=] { sparse_mla(q, keys, indexer_top_k(iq, index_keys, iw, visible, K), R, kScale); },
-                     {}});
+    cases.push_back({"attention core", cat("forward N256 S", S / 1024, "K"), flops, 0,
+                     [=] { sparse_mla(q, first(kv), indexer_top_k(iq, first(ik), iw, visible, K), R, kScale); },
+                     [=] { dense_mla(dq, first(dk), first(dv), visible, kScale); }, double(H) / G});
   }
   return cases;
 }
