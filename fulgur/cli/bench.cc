@@ -47,56 +47,46 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-struct Peaks {
-  double flops, bandwidth;
+// What the machine can do. It is shared, and another one a second later: now() measures what bounds a piece of work and says how
+// long that takes at least; best() is the best seen.
+class Limits {
+ public:
+  Limits() : flops_(ops::peak_flops(1)) {
+    for (int round = 0; round < 4; ++round) read();
+  }
+
+  double now(double flops, double bytes) {
+    if (flops / flops_ < bytes / bandwidth_) return std::max(bytes / read(), flops / flops_);
+    double peak = ops::peak_flops(0.1);  // long enough to find its best
+    flops_ = std::max(flops_, peak);
+    return std::max(flops / peak, bytes / bandwidth_);
+  }
+  double best(double flops, double bytes) const { return std::max(flops / flops_, bytes / bandwidth_); }
+  double flops() const { return flops_; }
+  double bandwidth() const { return bandwidth_; }
+
+ private:
+  double read() {
+    double found = memory_.bandwidth();
+    bandwidth_ = std::max(bandwidth_, found);
+    return found;
+  }
+
+  ops::Memory memory_{int64_t(2) << 30};
+  double flops_, bandwidth_ = 0;
 };
 
-Peaks measure_peaks() { return {ops::peak_flops(1), ops::peak_bandwidth(int64_t(2) << 30)}; }
-
-// One repetition, and the peak of the moment before it.
+// One repetition, and the least it could have taken at that moment.
 struct Sample {
-  double seconds, flops;
+  double seconds, limit;
 };
 
-Sample sample(const std::function<void()>& work) {
-  double flops = ops::peak_flops(0.1);  // long enough to find its best
-  return {time_once(work), flops};
-}
-
-// A row of the table, and what it was made of: shares need a bandwidth that is known only at the end.
-struct Row {
-  Json json;
-  std::vector<Sample> samples;
-};
-
-double median_seconds(const std::vector<Sample>& samples) {
-  std::vector<double> seconds;
-  for (const auto& s : samples) seconds.push_back(s.seconds);
-  return median(seconds);
-}
-
-// The machine is shared: each repetition is set beside the peak of its own moment, and the median of these shares counts.
-// `share_of_best` sets the median time beside the best peak of the run.
-void set_shares(Row& row, const Peaks& best) {
-  auto& r = row.json;
-  double flops = r["flops"], bytes = r["bytes"];
-  std::vector<double> shares;
-  for (const auto& s : row.samples) shares.push_back(std::max(flops / s.flops, bytes / best.bandwidth) / s.seconds);
-  r["share"] = median(shares);
-  r["share_of_best"] = std::max(flops / best.flops, bytes / best.bandwidth) / r["seconds"].get<double>();
-}
-
-Row make_row(const std::string& name, const std::string& label, const std::vector<Sample>& samples, double flops, double bytes,
-             const Peaks& peaks) {
-  Row row{{{"name", name},
-           {"case", label},
-           {"threads", threads()},
-           {"seconds", median_seconds(samples)},
-           {"flops", flops},
-           {"bytes", bytes}},
-          samples};
-  set_shares(row, peaks);
-  return row;
+Json result_json(const std::string& name, const std::string& label, const std::vector<Sample>& samples, double flops,
+                 double bytes) {
+  std::vector<double> seconds, shares;
+  for (const auto& s : samples) seconds.push_back(s.seconds), shares.push_back(s.limit / s.seconds);
+  return {{"name", name},   {"case", label},  {"threads", threads()},   {"seconds", median(seconds)},
+          {"flops", flops}, {"bytes", bytes}, {"share", median(shares)}};
 }
 
 void print_row(const Json& r) {
@@ -109,9 +99,9 @@ void print_row(const Json& r) {
   std::fflush(stdout);
 }
 
-void print_head(const Peaks& peaks) {
-  std::printf("peaks: %.0f GFLOP/s (best large GEMM), %.1f GB/s (reading 2 GB), %d threads, %s\n", peaks.flops / 1e9,
-              peaks.bandwidth / 1e9, threads(), isa_name(isa()));
+void print_head(const Limits& limits) {
+  std::printf("peaks: %.0f GFLOP/s (best large GEMM), %.1f GB/s (reading 2 GB), %d threads, %s\n", limits.flops() / 1e9,
+              limits.bandwidth() / 1e9, threads(), isa_name(isa()));
   std::printf("%-24s %-32s %10s %9s %8s %8s %9s %7s\n", "operation", "case", "ms", "GFLOP/s", "GB/s", "of limit", "ref ms",
               "faster");
 }
@@ -139,18 +129,12 @@ Json earlier_results(const std::string& file) {
   return json["results"];
 }
 
-void finish(Peaks peaks, std::vector<Row>& rows, const Json& earlier) {
-  Peaks again = measure_peaks();
-  peaks = {std::max(peaks.flops, again.flops), std::max(peaks.bandwidth, again.bandwidth)};
-  Json results = Json::array();
-  for (auto& row : rows) {
-    set_shares(row, peaks);
-    results.push_back(row.json);
-  }
-  std::printf("peaks, best of before and behind: %.0f GFLOP/s, %.1f GB/s\n", peaks.flops / 1e9, peaks.bandwidth / 1e9);
+void finish(const Limits& limits, Json results, const Json& earlier) {
+  for (auto& r : results) r["share_of_best"] = limits.best(r["flops"], r["bytes"]) / r["seconds"].get<double>();
+  std::printf("best peaks of the run: %.0f GFLOP/s, %.1f GB/s\n", limits.flops() / 1e9, limits.bandwidth() / 1e9);
   if (!earlier.empty()) compare(results, earlier);
   Json out = {{"machine", machine_json()},
-              {"peaks", {{"flops", peaks.flops}, {"bytes_per_second", peaks.bandwidth}}},
+              {"peaks", {{"flops", limits.flops()}, {"bytes_per_second", limits.bandwidth()}}},
               {"results", results}};
   std::printf("%s\n", out.dump().c_str());
 }
@@ -163,41 +147,49 @@ void on_one_thread(const std::function<void()>& work) {
   set_threads(all), at::set_num_threads(all);
 }
 
-// Own and reference in turn, so that both meet the same machine.
-Row time_case(ops::BenchCase c, double budget, bool scaling, const Peaks& peaks) {
+// Own and reference in turn, so that both meet the same machine; short ones several times, since threads that slept are slow.
+Json time_case(ops::BenchCase c, double budget, bool scaling, Limits& limits) {
   if (scaling) c.reference = [run = c.run] { on_one_thread(run); }, c.reference_parts = 1;
   std::vector<Sample> own;
   std::vector<double> reference, faster;
   c.run();
   if (c.reference) c.reference();
+  int times = std::clamp(int(0.02 / time_once(c.run)), 1, 100);
+  auto mean_seconds = [&](const std::function<void()>& work) {
+    return time_once([&] {
+             for (int i = 0; i < times; ++i) work();
+           }) /
+           times;
+  };
   auto end = Clock::now() + std::chrono::duration<double>(budget);
   while (own.size() < 3 || (Clock::now() < end && own.size() < 200)) {
-    own.push_back(sample(c.run));
+    double limit = limits.now(c.flops, c.bytes);
+    own.push_back({mean_seconds(c.run), limit});
     if (!c.reference) continue;
-    reference.push_back(time_once(c.reference) * c.reference_parts);
+    reference.push_back(mean_seconds(c.reference) * c.reference_parts);
     faster.push_back(reference.back() / own.back().seconds);
   }
-  Row row = make_row(c.name, c.label, own, c.flops, c.bytes, peaks);
-  row.json["reference_seconds"] = c.reference ? Json(median(reference)) : Json();
-  row.json["faster"] = c.reference ? Json(median(faster)) : Json();
-  return row;
+  Json r = result_json(c.name, c.label, own, c.flops, c.bytes);
+  r["reference_seconds"] = c.reference ? Json(median(reference)) : Json();
+  r["faster"] = c.reference ? Json(median(faster)) : Json();
+  return r;
 }
 
 void bench_ops(const Options& o) {
   auto earlier = earlier_results(o.against);
   at::set_num_threads(threads());
-  auto peaks = measure_peaks();
-  print_head(peaks);
-  std::vector<Row> rows;
+  Limits limits;
+  print_head(limits);
+  Json results = Json::array();
   for (const auto& group : ops::bench_registry()) {
     if (group.name.find(o.filter) == std::string::npos && o.filter.find(group.name) == std::string::npos) continue;
     for (const auto& c : group.make()) {
       if (c.name.find(o.filter) == std::string::npos || g_stop) continue;
-      rows.push_back(time_case(c, o.seconds, o.scaling, peaks));
-      print_row(rows.back().json);
+      results.push_back(time_case(c, o.seconds, o.scaling, limits));
+      print_row(results.back());
     }
   }
-  finish(peaks, rows, earlier);
+  finish(limits, results, earlier);
 }
 
 // A tokenizer of bytes alone: the benchmark's tokens are random, only their lengths in bytes are asked for.
@@ -255,9 +247,9 @@ void bench_train(const Options& o) {
   fs::create_directories(folder);
   auto tokenizer = byte_tokenizer(folder);
   write_file_atomic(folder / "config.json", config_json(config).dump(2));
-  auto peaks = measure_peaks();
-  print_head(peaks);
-  std::vector<Row> rows;
+  Limits limits;
+  print_head(limits);
+  Json results = Json::array();
   for (std::string name : {"pretrain", "warmup", "sparse"}) {
     StageConfig stage = effective_stage(recipe, name);
     if (name.find(o.filter) == std::string::npos || g_stop) continue;
@@ -271,9 +263,14 @@ void bench_train(const Options& o) {
       optimizer.step(1, optimizer.norms());
       balance_experts(model.weights(), stage, sums);
     };
+    double flops = train_flops(config, TrainForm(stage.kind), stage.context) * double(stage.batch_tokens);
+    double bytes = 28.0 * double(count_parameters(config).total);  // the optimiser's pass alone
     auto timed = [&] {
       std::vector<Sample> samples;
-      for (int64_t i = 0; i < o.steps; ++i) samples.push_back(sample(step));
+      for (int64_t i = 0; i < o.steps; ++i) {
+        double limit = limits.now(flops, bytes);
+        samples.push_back({time_once(step), limit});
+      }
       return samples;
     };
     step(), step();
@@ -288,20 +285,17 @@ void bench_train(const Options& o) {
     } else reference = plain_pytorch(o, folder / "config.json", name, stage.batch_tokens / stage.context, stage.context);
     auto after = timed();
     own.insert(own.end(), after.begin(), after.end());
-    double flops = train_flops(config, TrainForm(stage.kind), stage.context) * double(stage.batch_tokens);
-    double bytes = 28.0 * double(count_parameters(config).total);  // the optimiser's pass alone
-    Row row = make_row("train " + name, cat(stage.batch_tokens, " tokens, context ", stage.context), own, flops, bytes, peaks);
-    Json& r = row.json;
+    Json r = result_json("train " + name, cat(stage.batch_tokens, " tokens, context ", stage.context), own, flops, bytes);
     double seconds = r["seconds"];
     r["tokens_per_second"] = double(stage.batch_tokens) / seconds;
     r["reference_seconds"] = reference;
     r["faster"] = reference.is_null() ? Json() : Json(reference.get<double>() / seconds);
     print_row(r);
     add_memory(r, plan_step(config, stage).peak(), held);
-    rows.push_back(std::move(row));
+    results.push_back(r);
   }
   fs::remove_all(folder);
-  finish(peaks, rows, earlier);
+  finish(limits, results, earlier);
 }
 
 }  // namespace

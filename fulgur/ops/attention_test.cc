@@ -128,6 +128,17 @@ TEST_P(AttentionOps, GradientsOfSelectedKeysEqualTheReferenceAndDoNotDependOnThr
     }
 }
 
+TEST_P(AttentionOps, NoRowsAndNoKeysHaveGradientsToo) {
+  for (auto [N, K] : {std::pair{0, 3}, {4, 0}, {0, 0}, {4, 2}}) {
+    auto q = leaf({N, 3, 12}), kv = leaf({6, 12}), iq = leaf({N, 2, 5}), ik = leaf({6, 5}), iw = leaf({N, 2});
+    auto none = at::full({N, K}, -1, at::kInt);
+    auto sum = std::get<0>(sparse_mla(q, kv, none, 8, 0.5)).sum() + indexer_kl_sparse(iq, ik, iw, none, at::zeros({N, K})).sum();
+    EXPECT_EQ(sum.item<float>(), 0);
+    for (const auto& gradient : torch::autograd::grad({sum}, {q, kv, iq, ik, iw}))
+      EXPECT_TRUE(at::equal(gradient, at::zeros_like(gradient)));
+  }
+}
+
 TEST(Selection, MustAscendWithPaddingLast) {
   auto q = at::randn({1, 2, 12}), kv = at::randn({10, 12});
   auto attend = [&](const std::vector<int>& keys) { sparse_mla(q, kv, at::tensor(keys, at::kInt).unsqueeze(0), 8, 0.5); };

@@ -42,26 +42,23 @@ double peak_flops(double seconds) {
   return best;
 }
 
-double peak_bandwidth(int64_t bytes) {
-  constexpr int64_t kBlock = 1 << 20;
-  int64_t blocks = bytes / kBlock;
-  auto memory = at::ones({blocks * kBlock / 8}, at::kLong);
-  const int64_t* data = memory.const_data_ptr<int64_t>();
+constexpr int64_t kBlock = 1 << 17;  // words
+
+Memory::Memory(int64_t bytes) : words_(bytes / 8 / kBlock * kBlock, 1) {}
+
+double Memory::bandwidth() const {
   std::atomic<int64_t> sink{0};
-  double best = 0;
-  for (int round = 0; round < 4; ++round)
-    best = std::max(best, double(blocks * kBlock) / seconds_of([&] {
-                            parallel_for(blocks, [&](int64_t block) {
-                              const int64_t* at = data + block * (kBlock / 8);
-                              int64_t sums[16] = {};
-                              for (int64_t i = 0; i < kBlock / 8; i += 16)
-                                for (int j = 0; j < 16; ++j) sums[j] += at[i + j];
-                              int64_t sum = 0;
-                              for (int64_t s : sums) sum += s;
-                              sink += sum;
-                            });
-                          }));
-  return best;
+  return double(8 * words_.size()) / seconds_of([&] {
+           parallel_for(int64_t(words_.size()) / kBlock, [&](int64_t block) {
+             const int64_t* at = words_.data() + block * kBlock;
+             int64_t sums[16] = {};
+             for (int64_t i = 0; i < kBlock; i += 16)
+               for (int j = 0; j < 16; ++j) sums[j] += at[i + j];
+             int64_t sum = 0;
+             for (int64_t s : sums) sum += s;
+             sink += sum;
+           });
+         });
 }
 
 }  // namespace fulgur::ops

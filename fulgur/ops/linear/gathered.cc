@@ -36,6 +36,7 @@ std::vector<Range> disjoint_bundles(const std::vector<Range>& keys, int64_t leas
 }  // namespace
 
 void add_to_keys(const KeyGradients& g, const std::function<void(int64_t row, int64_t slot)>& fill) {
+  if (g.N == 0) return;
   auto add = FULGUR_CALL(add_to_key_range);
   int64_t slots = g.slots(), tasks = std::min<int64_t>(slots, 8 * threads());
   std::vector<Range> keys(g.N);
@@ -47,7 +48,7 @@ void add_to_keys(const KeyGradients& g, const std::function<void(int64_t row, in
     parallel_for(int64_t(bundles.size()), [&](int64_t i) {
       for (int64_t row = bundles[i].first; row < bundles[i].last; ++row) {
         fill(row, i);
-        add(g, row, i, 1, keys[row].first, keys[row].last);
+        if (keys[row].first < keys[row].last) add(g, row, i, 1, keys[row].first, keys[row].last);
       }
     });
     return;

@@ -346,16 +346,50 @@ void multiply_panels(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, in
   }
 }
 
-// acc[r][j] += sum of row[r][k] * turned[k - first][j] over words k in [first, first + depth), ascending.
-template <int Rows, class Math>
-inline void multiply_square(const float* const (&row)[Rows], int64_t first, const Vec (&turned)[kLanes], int64_t depth,
+// What a 32-bit lane of B holds as it is turned: a word, or two bf16 that are multiplied one after the other.
+template <class Math, class T>
+constexpr bool kTwoInALane = Math::kPerWord == 1 && std::is_same_v<T, uint16_t>;
+
+// acc[r][j] += sum of row[r][k] * B[k][j] over k in [first, end), ascending; lane j of turned[i] is the i-th 32 bits of line j
+// from `first` on.
+template <int Rows, class Math, class T>
+inline void multiply_square(const float* const (&row)[Rows], int64_t first, int64_t end, const Vec (&turned)[kLanes],
                             Vec (&acc)[Rows]) {
+  constexpr int kPerLane = kTwoInALane<Math, T> ? 2 : 1;
+  int64_t word = first / Math::kPerWord, depth = words_of<Math>(end - first);
 #pragma GCC unroll 16
-  for (int k = 0; k < kLanes; ++k) {
-    if (k == depth) break;
+  for (int i = 0; i < kLanes; ++i) {
+    if (i * kPerLane >= depth) break;
+    auto bits = reinterpret_cast<VecUint>(turned[i]);
+    Vec low = kPerLane == 2 ? reinterpret_cast<Vec>(bits << 16) : turned[i];
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) acc[r] = Math::multiply_add(splat(row[r][first + k]), turned[k], acc[r]);
+    for (int r = 0; r < Rows; ++r) acc[r] = Math::multiply_add(splat(row[r][word + i * kPerLane]), low, acc[r]);
+    if (kPerLane == 1 || i * kPerLane + 1 >= depth) continue;
+    Vec high = reinterpret_cast<Vec>(bits & 0xffff0000u);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) acc[r] = Math::multiply_add(splat(row[r][word + i * kPerLane + 1]), high, acc[r]);
   }
+}
+
+// kLanes lines of B from k on, zeros behind `end`, turned.
+template <class Math, class T>
+inline void turn_lines(const T* const (&line)[kLanes], int64_t k, int64_t end, bool round, Vec (&turned)[kLanes]) {
+  constexpr int64_t kStep = (kTwoInALane<Math, T> ? 2 : Math::kPerWord) * kLanes;
+  auto words = [&](const T* at) {
+    if constexpr (kTwoInALane<Math, T>) return load(reinterpret_cast<const float*>(at));
+    else return load_words<Math>(at, round);
+  };
+  if (k + kStep <= end) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) turned[i] = words(line[i] + k);
+  } else {
+    for (int i = 0; i < kLanes; ++i) {
+      T part[kStep] = {};
+      std::copy(line[i] + k, line[i] + end, part);
+      turned[i] = words(part);
+    }
+  }
+  transpose(turned);
 }
 
 // Up to `Rows` rows of A by columns [n0, n1) of B, which is contiguous in k: each weight is read once, where it lies, and
@@ -363,32 +397,37 @@ inline void multiply_square(const float* const (&row)[Rows], int64_t first, cons
 template <int Rows, class Math, class T>
 void multiply_lines(const GemmParams& p, const float* const (&row)[Rows], int rows, int64_t n0, int64_t n1, float* c,
                     int64_t c_row) {
-  constexpr int64_t kStep = Math::kPerWord * kLanes;
+  constexpr int64_t kStep = (kTwoInALane<Math, T> ? 2 : Math::kPerWord) * kLanes;
   for (int64_t n = n0; n < n1; n += kLanes, c += kLanes) {
     int cols = int(std::min<int64_t>(kLanes, n1 - n));
     const T* line[kLanes];
     for (int i = 0; i < kLanes; ++i) line[i] = static_cast<const T*>(p.b) + column_of_b(p, i < cols ? n + i : n);
     Vec total[Rows] = {}, turned[kLanes];
     for (int r = 0; p.accumulate && r < rows; ++r) std::memcpy(&total[r], c + r * c_row, cols * sizeof(float));
-    for (int64_t k0 = 0; k0 < p.K; k0 += kGemmK) {
+    auto step = [&](int64_t k, int64_t end, Vec(&acc)[Rows]) {
+      turn_lines<Math>(line, k, end, p.round_b_to_bf16, turned);
+      multiply_square<Rows, Math, T>(row, k, end, turned, acc);
+    };
+    auto add = [&](int64_t k0, const Vec(&acc)[Rows]) {
+      for (int r = 0; r < Rows; ++r) total[r] = k0 > 0 || p.accumulate ? total[r] + acc[r] : acc[r];
+    };
+    int64_t k0 = 0;
+    // Alone, a row's one chain of FMAs waits for itself: two blocks' chains at once.
+    for (; Rows == 1 && kTwoInALane<Math, T> && k0 + 2 * kGemmK <= p.K; k0 += 2 * kGemmK) {
+      Vec first[Rows] = {}, second[Rows] = {};
+      for (int64_t k = k0; k < k0 + kGemmK; k += kStep) {
+        step(k, k + kStep, first);
+        step(k + kGemmK, k + kGemmK + kStep, second);
+      }
+      add(k0, first);
+      add(k0 + kGemmK, second);
+    }
+    for (; k0 < p.K; k0 += kGemmK) {
       Vec acc[Rows] = {};
       int64_t k = k0, end = std::min<int64_t>(p.K, k0 + kGemmK);
-      for (; k + kStep <= end; k += kStep) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) turned[i] = load_words<Math>(line[i] + k, p.round_b_to_bf16);
-        transpose(turned);
-        multiply_square<Rows, Math>(row, k / Math::kPerWord, turned, kLanes, acc);
-      }
-      if (k < end) {
-        for (int i = 0; i < kLanes; ++i) {
-          T part[kStep] = {};
-          std::copy(line[i] + k, line[i] + end, part);
-          turned[i] = load_words<Math>(part, p.round_b_to_bf16);
-        }
-        transpose(turned);
-        multiply_square<Rows, Math>(row, k / Math::kPerWord, turned, words_of<Math>(end - k), acc);
-      }
-      for (int r = 0; r < Rows; ++r) total[r] = k0 > 0 || p.accumulate ? total[r] + acc[r] : acc[r];
+      for (; k + kStep <= end; k += kStep) step(k, k + kStep, acc);
+      if (k < end) step(k, end, acc);
+      add(k0, acc);
     }
     for (int r = 0; r < rows; ++r) std::memcpy(c + r * c_row, &total[r], cols * sizeof(float));
   }
