@@ -2,6 +2,7 @@
 the median of pairs."""
 import json
 import pathlib
+import statistics
 import sys
 
 from proof import BUILD, ROOT, call, check, fulgur
@@ -65,7 +66,7 @@ def kernels():
     readings = lambda: [1 / r["share"] for r in of(name) if case in r["case"]][0]
     values = tries(-readings(), -bar, lambda: -readings())
     check("top-2048 of 128K scores", f"<= {bar} readings", ", ".join(f"{-v:.2f}" for v in values), -values[-1] <= bar)
-    cost_by_context([r for r in done["attention core"] if r["case"].startswith("forward")])
+    cost_by_context()
     for r in bench("train", 2, "")["results"]:
         check(f"{r['name']} step", "share >= .50", f"{r['share']:.2f} ({r['share_of_best']:.2f} of the run's best peak), "
               f"{r['faster'] or 0:.2f} times as fast as PyTorch", r["share"] >= .50)
@@ -74,11 +75,16 @@ def kernels():
         check(f"{r['name']} step, memory taken from the system", "0", str(r["arena_grown_bytes"]), r["arena_grown_bytes"] == 0)
 
 
-# A token's cost is its FLOP at one rate, whatever the context.
-def cost_by_context(rows):
-    rate = (min(r["share"] for r in rows) + max(r["share"] for r in rows)) / 2
-    for r in rows:
-        check(f"cost a token, {r['case']}", "the model's within 15 %", f"{rate / r['share'] - 1:+.1%}", abs(r["share"] / rate - 1) <= .15)
+# A token's cost is its FLOP at one rate, whatever the context. All contexts are measured in turn, thrice.
+def cost_by_context():
+    shares = {}
+    for _ in range(3):
+        for r in of("attention core forward"):
+            shares.setdefault(r["case"], []).append(r["share"])
+    shares = {case: statistics.median(values) for case, values in shares.items()}
+    rate = (min(shares.values()) + max(shares.values())) / 2
+    for case, share in shares.items():
+        check(f"cost a token, {case}", "the model's within 15 %", f"{rate / share - 1:+.1%} at {share:.2f} of peak", abs(rate / share - 1) <= .15)
 
 
 def scaling():

@@ -76,10 +76,15 @@ class Limits {
   double flops_, bandwidth_ = 0;
 };
 
-// One repetition, and the least it could have taken at that moment.
+// One repetition, and the least it could have taken: by the peaks before it and behind it.
 struct Sample {
   double seconds, limit;
 };
+
+Sample sample(Limits& limits, double flops, double bytes, const std::function<double()>& seconds_of) {
+  double before = limits.now(flops, bytes), seconds = seconds_of();
+  return {seconds, (before + limits.now(flops, bytes)) / 2};
+}
 
 Json result_json(const std::string& name, const std::string& label, const std::vector<Sample>& samples, double flops,
                  double bytes) {
@@ -163,8 +168,7 @@ Json time_case(ops::BenchCase c, double budget, bool scaling, Limits& limits) {
   };
   auto end = Clock::now() + std::chrono::duration<double>(budget);
   while (own.size() < 3 || (Clock::now() < end && own.size() < 200)) {
-    double limit = limits.now(c.flops, c.bytes);
-    own.push_back({mean_seconds(c.run), limit});
+    own.push_back(sample(limits, c.flops, c.bytes, [&] { return mean_seconds(c.run); }));
     if (!c.reference) continue;
     reference.push_back(mean_seconds(c.reference) * c.reference_parts);
     faster.push_back(reference.back() / own.back().seconds);
@@ -267,10 +271,7 @@ void bench_train(const Options& o) {
     double bytes = 28.0 * double(count_parameters(config).total);  // the optimiser's pass alone
     auto timed = [&] {
       std::vector<Sample> samples;
-      for (int64_t i = 0; i < o.steps; ++i) {
-        double limit = limits.now(flops, bytes);
-        samples.push_back({time_once(step), limit});
-      }
+      for (int64_t i = 0; i < o.steps; ++i) samples.push_back(sample(limits, flops, bytes, [&] { return time_once(step); }));
       return samples;
     };
     step(), step();

@@ -51,7 +51,7 @@ std::vector<BenchCase> forward() {
     double flops = 0;
     for (int64_t seen = S - N + 1; seen <= S; ++seen)
       flops += 2.0 * double(seen * J * D) + 2.0 * double(std::min(K, seen) * H * (C + R));
-    cases.push_back({"attention core", cat("forward N256 S", S / 1024, "K"), flops, 0,
+    cases.push_back({"attention core forward", cat("N256 S", S / 1024, "K"), flops, 0,
                      [=] { sparse_mla(q, first(kv), indexer_top_k(iq, first(ik), iw, visible, K), R, kScale); },
                      [=] { dense_mla(dq, first(dk), first(dv), visible, kScale); }, double(H) / G});
   }
