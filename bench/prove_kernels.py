@@ -87,18 +87,17 @@ def cost_by_context():
         check(f"cost a token, {case}", "the model's within 15 %", f"{rate / share - 1:+.1%} at {share:.2f} of peak", abs(rate / share - 1) <= .15)
 
 
+# Whatever the neighbours leave of the second core, they leave to the peak measured beside each repetition too: where that gains 2.0
+# times, the bar is 1.85.
 def scaling():
-    one, two = bench("ops", 1, "no operation")["peaks"], bench("ops", 2, "no operation")["peaks"]
-    memory = two["bytes_per_second"] / one["bytes_per_second"]
     siblings = {f.read_text().strip() for f in pathlib.Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")}
-    print(f"  two threads: {two['flops'] / one['flops']:.2f} times the product, {memory:.2f} times the bandwidth; cores: {sorted(siblings)}")
-    rows = [r for name in COMPUTE for r in bench("ops", 2, name, "--scaling")["results"]] + bench("train", 2, "", "--scaling")["results"]
-    for r in rows:
-        check(f"{r['name']}, {r['case']}, two threads", ">= 1.85 times one", f"{r['faster']:.2f}", r["faster"] >= 1.85)
-    for name, case in MEMORY:
-        for r in bench("ops", 2, name, "--scaling")["results"]:
-            if r["name"] == name and case in r["case"]:
-                check(f"{r['name']}, {r['case']}, two threads", f">= .9 of the bandwidth's {memory:.2f}", f"{r['faster']:.2f}", r["faster"] >= .9 * memory)
+    print(f"  threads of one core: {sorted(siblings)}")
+    rows = [(r, .925) for name in COMPUTE for r in bench("ops", 2, name, "--scaling")["results"]]
+    rows += [(r, .925) for r in bench("train", 2, "", "--scaling")["results"]]
+    rows += [(r, .9) for name, case in MEMORY for r in bench("ops", 2, name, "--scaling")["results"] if r["name"] == name and case in r["case"]]
+    for r, part in rows:
+        check(f"{r['name']}, {r['case']}, two threads beside one", f">= {part} of what the peak gains",
+              f"{r['faster']:.2f}, the peak {r['machine_scaling']:.2f}", r["faster"] >= part * r["machine_scaling"])
 
 
 def instructions():

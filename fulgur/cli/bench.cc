@@ -156,7 +156,7 @@ void on_one_thread(const std::function<void()>& work) {
 Json time_case(ops::BenchCase c, double budget, bool scaling, Limits& limits) {
   if (scaling) c.reference = [run = c.run] { on_one_thread(run); }, c.reference_parts = 1;
   std::vector<Sample> own;
-  std::vector<double> reference, faster;
+  std::vector<double> reference, faster, machine;
   c.run();
   if (c.reference) c.reference();
   int times = std::clamp(int(0.02 / time_once(c.run)), 1, 100);
@@ -172,10 +172,12 @@ Json time_case(ops::BenchCase c, double budget, bool scaling, Limits& limits) {
     if (!c.reference) continue;
     reference.push_back(mean_seconds(c.reference) * c.reference_parts);
     faster.push_back(reference.back() / own.back().seconds);
+    if (scaling) on_one_thread([&] { machine.push_back(limits.now(c.flops, c.bytes) / own.back().limit); });
   }
   Json r = result_json(c.name, c.label, own, c.flops, c.bytes);
   r["reference_seconds"] = c.reference ? Json(median(reference)) : Json();
   r["faster"] = c.reference ? Json(median(faster)) : Json();
+  if (scaling) r["machine_scaling"] = median(machine);  // what the peak gained by the same threads at the same time
   return r;
 }
 
@@ -279,10 +281,16 @@ void bench_train(const Options& o) {
     auto held = arena_use().held;
     auto own = timed();  // before and after the reference, so that both meet the same machine
     Json reference;
+    double alone_limit = 0;
     if (o.scaling) {
-      std::vector<double> alone_seconds;
-      for (int64_t i = 0; i < o.steps; ++i) on_one_thread([&] { alone_seconds.push_back(time_once(step)); });
+      std::vector<double> alone_seconds, alone_limits;
+      for (int64_t i = 0; i < o.steps; ++i)
+        on_one_thread([&] {
+          alone_limits.push_back(limits.now(flops, bytes));
+          alone_seconds.push_back(time_once(step));
+        });
       reference = median(alone_seconds);
+      alone_limit = median(alone_limits);
     } else reference = plain_pytorch(o, folder / "config.json", name, stage.batch_tokens / stage.context, stage.context);
     auto after = timed();
     own.insert(own.end(), after.begin(), after.end());
@@ -291,6 +299,9 @@ void bench_train(const Options& o) {
     r["tokens_per_second"] = double(stage.batch_tokens) / seconds;
     r["reference_seconds"] = reference;
     r["faster"] = reference.is_null() ? Json() : Json(reference.get<double>() / seconds);
+    std::vector<double> all_limits;
+    for (const auto& s : own) all_limits.push_back(s.limit);
+    if (o.scaling) r["machine_scaling"] = alone_limit / median(all_limits);
     print_row(r);
     add_memory(r, plan_step(config, stage).peak(), held);
     results.push_back(r);
