@@ -17,9 +17,9 @@ struct KeyGradients {
   const int32_t* selected;  // [N, K] ascending, -1 behind the last
   int64_t N, K;
   int64_t terms, length;
-  int64_t split;  // behind it, the lines of the first half of the terms count as zero; 0 where no line has such a part
+  int64_t split;  // of the first half of the terms' lines only so much counts; 0: all of every line
   float* to;      // [S, length]
-  float* room;    // slots() * slot_size()
+  float* room;    // slots() * slot_size(): factors of so many queries at a time
 
   int64_t stride() const { return (K + 15) / 16 * 16; }
   int64_t slot_size() const { return terms * (stride() + length); }
@@ -30,7 +30,7 @@ struct KeyGradients {
   float* lines(int64_t slot) const { return coefficients(slot) + terms * stride(); }
 };
 
-// fill(row, slot) writes the factors of a query, in parallel for slots() of them; then their keys' gradients grow.
+// fill(row, slot) writes the factors of a query, each once, in parallel; its keys' gradients grow behind it.
 void add_to_keys(const KeyGradients& gradients, const std::function<void(int64_t row, int64_t slot)>& fill);
 
 // What queries [row, row + slots) add to keys [first, last); the first's factors are in `slot`, the next's behind.

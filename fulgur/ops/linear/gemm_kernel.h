@@ -404,8 +404,8 @@ void multiply_lines(const GemmParams& p, const float* const (&row)[Rows], int ro
     for (int i = 0; i < kLanes; ++i) line[i] = static_cast<const T*>(p.b) + column_of_b(p, i < cols ? n + i : n);
     Vec total[Rows] = {}, turned[kLanes];
     for (int r = 0; p.accumulate && r < rows; ++r) std::memcpy(&total[r], c + r * c_row, cols * sizeof(float));
-    // Out of memory the next lines would begin cold: each is too short for the hardware to foresee.
-    int64_t ahead = p.b_columns || n + kLanes >= n1 ? 0 : kLanes * p.b_col;
+    // Out of memory the next lines would begin cold: those of bf16 are too short for the hardware to foresee.
+    int64_t ahead = sizeof(T) == 4 || p.b_columns || n + kLanes >= n1 ? 0 : kLanes * p.b_col;
     auto step = [&](int64_t k, int64_t end, Vec(&acc)[Rows]) {
       if (ahead > 0 && k * int64_t(sizeof(T)) % 64 == 0)
 #pragma GCC unroll 16
