@@ -79,7 +79,7 @@ def kernels():
 def cost_by_context():
     shares = {}
     for _ in range(3):
-        for r in of("attention core forward"):
+        for r in of("attention forward"):
             shares.setdefault(r["case"], []).append(r["share"])
     shares = {case: statistics.median(values) for case, values in shares.items()}
     rate = (min(shares.values()) + max(shares.values())) / 2

@@ -79,19 +79,6 @@ void attention_tile(const IndexerKlParams& p, int64_t first, int64_t rows, int64
   for (int64_t i = 0; i < rows * kIndexerTile; ++i) target[i] *= share;
 }
 
-// dots[j][i] = q_j . k_i of one row and its selected keys.
-void dot_selected(const IndexerParams& x, int64_t row, const int32_t* keys, int64_t count, float* dots, int64_t stride) {
-  GemmParams product = dot_products(x, row, 1, 0, count);
-  product.b_columns = keys, product.c = dots, product.c_row = stride;
-  if (x.J > kFewRows) return gemm_serial(product);
-  if (x.type == Storage::f32)
-    gathered_dots(static_cast<const float*>(product.a), x.D, x.J, static_cast<const float*>(x.k), x.D, keys, count, x.D, dots,
-                  stride);
-  else
-    gathered_dots(static_cast<const uint16_t*>(product.a), x.D, x.J, static_cast<const uint16_t*>(x.k), x.D, keys, count, x.D,
-                  dots, stride);
-}
-
 // Turns one row's dots into c[j][i] = g_i * w_j * 1[dot > 0], 0 behind the first `seen`, adding dw_j = sum_i g_i relu(dot).
 void weigh_backward(const float* gradient, const float* w, int64_t J, int64_t stride, int64_t seen, int64_t count, float* dots,
                     float* dw) {
@@ -197,7 +184,9 @@ void indexer_kl_sparse_row(const IndexerKlParams& p, int64_t row, float* dots, i
   float* scores = scratch(0, stride);
   p.kl[row] = 0;
   if (count == 0) return;
-  dot_selected(x, row, keys, count, dots, stride);
+  GemmParams product = dot_products(x, row, 1, 0, count);
+  product.b_columns = keys, product.c = dots, product.c_row = stride;
+  dot_gathered(product, x.J);
   weigh(dots, x.w + row * x.J, x.J, stride, count, scores);
   LogSumExp state;
   state.add(scores, count);

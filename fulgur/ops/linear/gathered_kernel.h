@@ -54,4 +54,15 @@ void gathered_dots(const T* rows, int64_t row_stride, int64_t M, const T* keys, 
   }
 }
 
+// Rows of A by gathered columns of B: by these dots where the model has few heads, else as any product. Which of them may depend
+// on nothing else, so that few rows and many have the same bits.
+inline void dot_gathered(const GemmParams& p, int64_t heads) {
+  auto dots = [&](auto* rows, auto* keys) {
+    gathered_dots(rows, p.a_row, p.M, keys, p.b_col, p.b_columns, p.N, p.K, static_cast<float*>(p.c), p.c_row);
+  };
+  if (heads > kFewRows) gemm_serial(p);
+  else if (p.b_type == Storage::f32) dots(static_cast<const float*>(p.a), static_cast<const float*>(p.b));
+  else dots(static_cast<const uint16_t*>(p.a), static_cast<const uint16_t*>(p.b));
+}
+
 }  // namespace fulgur::FULGUR_ISA

@@ -51,14 +51,14 @@ std::vector<BenchCase> forward() {
     double flops = 0;
     for (int64_t seen = S - N + 1; seen <= S; ++seen)
       flops += 2.0 * double(seen * J * D) + 2.0 * double(std::min(K, seen) * H * (C + R));
-    cases.push_back({"attention core forward", cat("N256 S", S / 1024, "K"), flops, 0,
+    cases.push_back({"attention forward", cat("N256 S", S / 1024, "K"), flops, 0,
                      [=] { sparse_mla(q, first(kv), indexer_top_k(iq, first(ik), iw, visible, K), R, kScale); },
                      [=] { dense_mla(dq, first(dk), first(dv), visible, kScale); }, double(H) / G});
   }
   return cases;
 }
 
-RegisterBench by_context("attention core", forward);
+RegisterBench by_context("attention forward", forward);
 
 // One token after 128K: indexer, top-k and attention over 2,048 keys beside the absorbed form over all.
 RegisterBench decode("attention core", [] {

@@ -17,30 +17,24 @@ Keys keys_of(const SparseMlaParams& p, int64_t row) {
   return {std::find(keys, keys + p.K, -1) - keys, keys};
 }
 
-// dots[h][i] = rows[h] . key_i[:length] of heads whose rows of `length` follow one another. Which kernel makes them depends on
-// the model's number of heads alone, so that few rows and many have the same bits.
+// dots[h][i] = rows[h] . key_i[:length] of heads whose rows of `length` follow one another.
 void dot_keys(const SparseMlaParams& p, const void* rows, int64_t length, int64_t heads, const Keys& keys, int64_t stride,
               float* dots) {
-  if (p.H <= kFewRows && p.type == Storage::f32)
-    return gathered_dots(static_cast<const float*>(rows), length, heads, static_cast<const float*>(p.kv), p.C, keys.key,
-                         keys.count, length, dots, stride);
-  if (p.H <= kFewRows)
-    return gathered_dots(static_cast<const uint16_t*>(rows), length, heads, static_cast<const uint16_t*>(p.kv), p.C, keys.key,
-                         keys.count, length, dots, stride);
-  gemm_serial({.a = rows,
-               .b = p.kv,
-               .c = dots,
-               .M = heads,
-               .N = keys.count,
-               .K = length,
-               .a_row = length,
-               .a_col = 1,
-               .b_row = 1,
-               .b_col = p.C,
-               .c_row = stride,
-               .a_type = p.type,
-               .b_type = p.type,
-               .b_columns = keys.key});
+  dot_gathered({.a = rows,
+                .b = p.kv,
+                .c = dots,
+                .M = heads,
+                .N = keys.count,
+                .K = length,
+                .a_row = length,
+                .a_col = 1,
+                .b_row = 1,
+                .b_col = p.C,
+                .c_row = stride,
+                .a_type = p.type,
+                .b_type = p.type,
+                .b_columns = keys.key},
+               p.H);
 }
 
 // scores[h][i] = scale * q_h . key_i of heads [first, last), rows of `stride` with -inf behind the keys.
