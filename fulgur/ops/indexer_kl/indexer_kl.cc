@@ -154,7 +154,7 @@ Tensor sparse_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, co
   auto kl = at::empty({q.size(0)}, w.options());
   params.kl = kl.mutable_data_ptr<float>();
   auto kernel = FULGUR_CALL(indexer_kl_sparse_row);
-  int64_t stride = (params.K + 15) / 16 * 16;
+  int64_t stride = padded_keys(params.K);
   parallel_for(q.size(0), [&](int64_t row) {
     static thread_local std::vector<float> dots;
     dots.resize(std::max<size_t>(dots.size(), q.size(1) * stride));

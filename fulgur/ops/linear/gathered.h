@@ -13,6 +13,9 @@ namespace fulgur {
 
 constexpr int64_t kFewRows = 8;  // up to so many heads, products with gathered keys have a kernel of their own
 
+// A row of coefficients or dots of K keys, in whole vectors.
+constexpr int64_t padded_keys(int64_t K) { return (K + 15) / 16 * 16; }
+
 struct KeyGradients {
   const int32_t* selected;  // [N, K] ascending, -1 behind the last
   int64_t N, K;
@@ -21,7 +24,7 @@ struct KeyGradients {
   float* to;      // [S, length]
   float* room;    // slots() * slot_size(): factors of so many queries at a time
 
-  int64_t stride() const { return (K + 15) / 16 * 16; }
+  int64_t stride() const { return padded_keys(K); }
   int64_t slot_size() const { return terms * (stride() + length); }
   int64_t slots() const {
     return std::min(N, std::clamp<int64_t>((int64_t(1) << 21) / std::max<int64_t>(1, slot_size()), 4, 512));
