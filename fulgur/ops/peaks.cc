@@ -46,16 +46,20 @@ constexpr int64_t kBlock = 1 << 17;  // words
 
 Memory::Memory(int64_t bytes) : words_(bytes / 8 / kBlock * kBlock, 1) {}
 
+// Four streams a thread: one alone leaves a third of the bandwidth unused where the hardware fetches ahead within a page.
 double Memory::bandwidth() const {
   std::atomic<int64_t> sink{0};
   return double(8 * words_.size()) / seconds_of([&] {
            parallel_for(int64_t(words_.size()) / kBlock, [&](int64_t block) {
+             constexpr int64_t kStream = kBlock / 4;
              const int64_t* at = words_.data() + block * kBlock;
-             int64_t sums[16] = {};
-             for (int64_t i = 0; i < kBlock; i += 16)
-               for (int j = 0; j < 16; ++j) sums[j] += at[i + j];
+             int64_t sums[4][8] = {};
+             for (int64_t i = 0; i < kStream; i += 8)
+               for (int stream = 0; stream < 4; ++stream)
+                 for (int j = 0; j < 8; ++j) sums[stream][j] += at[stream * kStream + i + j];
              int64_t sum = 0;
-             for (int64_t s : sums) sum += s;
+             for (const auto& stream : sums)
+               for (int64_t s : stream) sum += s;
              sink += sum;
            });
          });
