@@ -149,14 +149,20 @@ def quality(name, runs, bits_bar=None):
 def kjv():
     runs = {seed: run_anew(ROOT / f"runs/prove-kjv-{seed}", "--recipe", ROOT / "recipes/kjv.toml", "--seed", seed) for seed in (1, 2, 3)}
     quality("kjv", runs, 1.42)
-    plain = last_json(fulgur("bench", "train", "--recipe", ROOT / "recipes/kjv.toml", "--threads", 1, "--filter", "pretrain"))["results"][0]
-    one_thread = plain["tokens_per_second"] / plain["faster"]  # plain PyTorch's, the prototype's kind
-    for seed, s in runs.items():
-        rate = 3e6 / s["seconds"]["pretrain"]
-        check(f"kjv, seed {seed}: pretrain on all threads beside plain PyTorch on one", ">= 2.5",
-              f"{rate / one_thread:.2f}: {rate:.0f} and {one_thread:.0f} tokens/s; the prototype's record 7900", rate >= 2.5 * one_thread)
+    kjv_speed()
     gaps = [s["gap"] for s in runs.values()]
     check("kjv: mean gap of three seeds", "<= .01 bits/byte", f"{statistics.mean(gaps):.4f}", statistics.mean(gaps) <= .01)
+
+
+# The prototype was plain PyTorch on one thread, 7,300 to 7,900 tokens/s on a machine with AVX-512; here it runs again, and keeps its memory.
+def kjv_speed():
+    def rates(threads):
+        r = last_json(fulgur("bench", "train", "--recipe", ROOT / "recipes/kjv.toml", "--threads", threads, "--filter", "pretrain"))["results"][0]
+        return r["tokens_per_second"], r["tokens_per_second"] / r["faster"]
+    pairs = [(rates(2)[0], rates(1)[1]) for _ in range(3)]
+    ratio = statistics.median(own / plain for own, plain in pairs)
+    check("kjv: pretrain on two threads beside plain PyTorch on one", ">= 2.5", f"{ratio:.2f}; " +
+          ", ".join(f"{own:.0f} and {plain:.0f} tokens/s" for own, plain in pairs), ratio >= 2.5)
 
 
 def speedrun():
