@@ -5,6 +5,7 @@
 #include "fulgur/ops/dense_mla/dense_mla.h"
 #include "fulgur/ops/indexer/indexer.h"
 #include "fulgur/ops/indexer_kl/indexer_kl.h"
+#include "fulgur/ops/pages.h"
 #include "fulgur/ops/sparse_mla/sparse_mla.h"
 #include "fulgur/ops/testing.h"
 
@@ -137,6 +138,41 @@ TEST_P(AttentionOps, NoRowsAndNoKeysHaveGradientsToo) {
     for (const auto& gradient : torch::autograd::grad({sum}, {q, kv, iq, ik, iw}))
       EXPECT_TRUE(at::equal(gradient, at::zeros_like(gradient)));
   }
+}
+
+// Pages in any order hold the same keys: the same scores, selections and sums, bit for bit. Heads of 300 are longer than a chain.
+TEST_P(AttentionOps, KeysInPagesGiveTheBitsOfKeysInARow) {
+  at::manual_seed(13);
+  auto pages = at::tensor({6, 0, 3, 1, 5}, at::kInt);
+  auto paged = [&](const at::Tensor& keys) {  // [320, ...] -> [7 * 64, ...]
+    auto all = at::full({7, kPageKeys, keys[0].numel()}, NAN, keys.options());
+    all.index_copy_(0, pages.to(at::kLong), keys.reshape({5, kPageKeys, -1}));
+    auto sizes = keys.sizes().vec();
+    sizes[0] = 7 * kPageKeys;
+    return all.view(sizes);
+  };
+  auto side_by_side = [&](const at::Tensor& keys) { return paged(keys).view({7, kPageKeys, -1}).transpose(1, 2).contiguous(); };
+  auto visible = at::tensor({0, 128, 0, 1, 128, 300, 128, 320, 256, 319}, at::kInt).view({5, 2});
+  for (auto type : {at::kFloat, at::kBFloat16})
+    for (int64_t D : {18, 300}) {
+      auto random = [&](at::IntArrayRef sizes) { return at::randn(sizes).to(type); };
+      auto iq = random({5, 3, D}), ik = random({320, D}), iw = at::randn({5, 3}), q = random({5, 4, 20}), kv = random({320, 20});
+      EXPECT_TRUE(at::equal(indexer_scores(iq, side_by_side(ik), iw, visible, pages), indexer_scores(iq, ik, iw, visible)));
+      auto selected = indexer_top_k(iq, ik, iw, visible, 40);
+      EXPECT_TRUE(at::equal(indexer_top_k(iq, side_by_side(ik), iw, visible, 40, pages), selected));
+      auto got = sparse_mla(q, paged(kv), selected, 16, 0.3, pages), expected = sparse_mla(q, kv, selected, 16, 0.3);
+      EXPECT_TRUE(at::equal(std::get<0>(got), std::get<0>(expected)));
+      EXPECT_TRUE(at::equal(std::get<2>(got), std::get<2>(expected)));
+      auto k = random({320, 4, 6}), v = random({320, 4, 5}), dq = random({5, 4, 6});
+      EXPECT_TRUE(at::equal(std::get<0>(dense_mla(dq, paged(k), paged(v), visible, 0.3, pages)),
+                            std::get<0>(dense_mla(dq, k, v, visible, 0.3))));
+    }
+  auto keys = at::randn({7 * kPageKeys, 20}), q = at::randn({1, 2, 10}), k = keys.view({-1, 2, 10});
+  for (int page : {-1, 7})
+    EXPECT_THROW(sparse_mla(q.view({1, 1, 20}), keys, at::zeros({1, 1}, at::kInt), 16, 0.3, at::full({1}, page, at::kInt)),
+                 InputError);
+  dense_mla(q, k, k, at::tensor({64, 70}, at::kInt).view({1, 2}), 0.3, pages);
+  EXPECT_THROW(dense_mla(q, k, k, at::tensor({3, 9}, at::kInt).view({1, 2}), 0.3, pages), InputError);
 }
 
 TEST(Selection, MustAscendWithPaddingLast) {

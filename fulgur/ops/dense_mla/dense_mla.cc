@@ -2,23 +2,26 @@
 
 #include "fulgur/ops/dense_mla/kernels.h"
 #include "fulgur/ops/op.h"
+#include "fulgur/ops/paged.h"
 #include "fulgur/ops/visible.h"
 
 namespace fulgur::ops {
 namespace {
 
-using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, double);
+using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, double,
+                                           const std::optional<Tensor>&);
 using Backward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                                                     const Tensor&, const Tensor&, double);
 
-void check(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible) {
+void check(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible, const PagedKeys& keys) {
   FULGUR_CHECK(q.dim() == 3 && k.dim() == 3 && v.dim() == 3 && q.size(1) == k.size(1) && q.size(2) == k.size(2),
                "[dense_mla] expected q [N, H, E] and k [S, H, E], got ", q.sizes(), " and ", k.sizes());
   FULGUR_CHECK(v.size(0) == k.size(0) && v.size(1) == k.size(1), "[dense_mla] expected v [", k.size(0), ", ", k.size(1),
                ", V], got ", v.sizes());
   FULGUR_CHECK(q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type(),
                "[dense_mla] expected q, k, v of one type, got ", q.scalar_type(), ", ", k.scalar_type(), ", ", v.scalar_type());
-  check_visible(visible, q.size(0), k.size(0), "dense_mla");
+  check_visible(visible, q.size(0), keys.count, "dense_mla");
+  keys.check_ranges(visible, "dense_mla");
 }
 
 DenseMlaParams params_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible, const Tensor& out,
@@ -41,13 +44,15 @@ DenseMlaParams params_of(const Tensor& q, const Tensor& k, const Tensor& v, cons
 }
 
 std::tuple<Tensor, Tensor> dense_mla_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const Tensor& visible_in,
-                                         double scale) {
+                                         double scale, const std::optional<Tensor>& pages) {
   auto visible = visible_in.contiguous(), q = q_in.contiguous(), k = k_in.contiguous(), v = v_in.contiguous();
-  check(q, k, v, visible);
+  PagedKeys keys(pages, k.size(0), "dense_mla");
+  check(q, k, v, visible, keys);
   int64_t N = q.size(0), H = q.size(1);
   auto out = at::empty({N, H, v.size(2)}, q.options());
   auto lse = at::empty({N, H}, q.options().dtype(at::kFloat));
   auto params = params_of(q, k, v, visible, out, lse, scale);
+  params.pages = keys.pages;
   auto blocks = row_blocks(visible, kDenseMlaRows);
   auto kernel = FULGUR_CALL(dense_mla_block);
   int64_t count = int64_t(blocks.size());
@@ -58,7 +63,8 @@ std::tuple<Tensor, Tensor> dense_mla_cpu(const Tensor& q_in, const Tensor& k_in,
   return {out, lse};
 }
 
-std::tuple<Tensor, Tensor> dense_mla_meta(const Tensor& q, const Tensor&, const Tensor& v, const Tensor&, double) {
+std::tuple<Tensor, Tensor> dense_mla_meta(const Tensor& q, const Tensor&, const Tensor& v, const Tensor&, double,
+                                          const std::optional<Tensor>&) {
   return {at::empty_symint({q.sym_size(0), q.sym_size(1), v.sym_size(2)}, q.options()),
           at::empty_symint({q.sym_size(0), q.sym_size(1)}, q.options().dtype(at::kFloat))};
 }
@@ -110,13 +116,17 @@ struct DenseMlaFunction : torch::autograd::Function<DenseMlaFunction> {
 };
 
 std::tuple<Tensor, Tensor> dense_mla_autograd(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible,
-                                              double scale) {
+                                              double scale, const std::optional<Tensor>& pages) {
+  if (pages) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return ops::dense_mla(q, k, v, visible, scale, *pages);
+  }
   auto out = DenseMlaFunction::apply(q, k, v, visible, scale);
   return {out[0], out[1]};
 }
 
 TORCH_LIBRARY_FRAGMENT(fulgur, m) {
-  m.def("dense_mla(Tensor q, Tensor k, Tensor v, Tensor visible, float scale) -> (Tensor, Tensor)");
+  m.def("dense_mla(Tensor q, Tensor k, Tensor v, Tensor visible, float scale, Tensor? pages=None) -> (Tensor, Tensor)");
   m.def(
       "dense_mla_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor visible, Tensor out, Tensor lse,"
       " float scale) -> (Tensor, Tensor, Tensor)");
@@ -134,9 +144,9 @@ TORCH_LIBRARY_IMPL(fulgur, Autograd, m) { m.impl("dense_mla", dense_mla_autograd
 }  // namespace
 
 std::tuple<Tensor, Tensor> dense_mla(const Tensor& q_NHE, const Tensor& k_SHE, const Tensor& v_SHV, const Tensor& visible_N2,
-                                     double scale) {
+                                     double scale, const Tensor& pages) {
   static const auto op = typed<Forward>("dense_mla");
-  return op.call(q_NHE, k_SHE, v_SHV, visible_N2, scale);
+  return op.call(q_NHE, k_SHE, v_SHV, visible_N2, scale, given(pages));
 }
 
 }  // namespace fulgur::ops

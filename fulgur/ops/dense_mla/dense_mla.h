@@ -12,9 +12,10 @@
 
 namespace fulgur::ops {
 
-// {out_NHV, lse_NH}
+// {out_NHV, lse_NH}. Keys may lie in pages (pages.h), int32 [P]; ranges then count keys of these pages, begin with one, and
+// nothing takes a gradient.
 std::tuple<at::Tensor, at::Tensor> dense_mla(const at::Tensor& q_NHE, const at::Tensor& k_SHE, const at::Tensor& v_SHV,
-                                             const at::Tensor& visible_N2, double scale);
+                                             const at::Tensor& visible_N2, double scale, const at::Tensor& pages = {});
 
 namespace reference {
 std::tuple<at::Tensor, at::Tensor> dense_mla(const at::Tensor& q_NHE, const at::Tensor& k_SHE, const at::Tensor& v_SHV,

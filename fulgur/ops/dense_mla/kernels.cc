@@ -6,7 +6,7 @@
 namespace fulgur::FULGUR_ISA {
 namespace {
 
-constexpr int64_t kTile = 64;  // keys a tile, counted from the rows' first key
+constexpr int64_t kTile = kPageKeys;  // keys a tile, counted from the rows' first key
 static_assert(kTile % kLanes == 0);
 
 // a tile of A * B^T: scores[r][j] = rows of a (stride a_row) dot rows of b (stride b_row).
@@ -49,8 +49,8 @@ void score_tile(const DenseMlaParams& p, int64_t head, int64_t first, const Bloc
                 float* scores) {
   int64_t keys = std::min(kTile, block.end - key), row_stride = p.H * p.E;
   rows_dot_rows(element(p.q, p.type, ((first + from) * p.H + head) * p.E), row_stride,
-                element(p.k, p.type, (key * p.H + head) * p.E), row_stride, p.type, block.rows - from, keys, p.E,
-                scores + from * kTile);
+                element(p.k, p.type, (row_of_key(p.pages, key) * p.H + head) * p.E), row_stride, p.type, block.rows - from, keys,
+                p.E, scores + from * kTile);
   for (int64_t r = from; r < block.rows; ++r) {
     int64_t seen = std::clamp<int64_t>(p.visible[2 * (first + r) + 1] - key, 0, kTile);
     float* row = scores + r * kTile;
@@ -99,7 +99,7 @@ void dense_mla_block(const DenseMlaParams& p, int64_t head, int64_t first, int64
       for (int64_t d = 0; d < p.V; ++d) sums[r * p.V + d] *= factor;
     }
     gemm_serial({.a = scores + from * kTile,
-                 .b = element(p.v, p.type, (key * p.H + head) * p.V),
+                 .b = element(p.v, p.type, (row_of_key(p.pages, key) * p.H + head) * p.V),
                  .c = sums + from * p.V,
                  .M = block.rows - from,
                  .N = p.V,

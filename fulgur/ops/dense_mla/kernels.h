@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "fulgur/ops/linear/gemm.h"
+#include "fulgur/ops/pages.h"
 
 namespace fulgur {
 
@@ -15,7 +16,8 @@ struct DenseMlaParams {
   float* lse;              // [N, H]
   int64_t H, E, V;
   float scale;
-  Storage type;  // of q, k, v, out
+  Storage type;                    // of q, k, v, out
+  const int32_t* pages = nullptr;  // where keys lie, every range beginning with one; forward only
   // Backward pass only; gradients are f32 and start as zeros.
   const void* dout;  // [N, H, V]
   float* dq;         // [N, H, E]

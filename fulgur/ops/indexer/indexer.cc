@@ -7,38 +7,48 @@
 #include "fulgur/ops/indexer/kernels.h"
 #include "fulgur/ops/indexer/select.h"
 #include "fulgur/ops/op.h"
+#include "fulgur/ops/paged.h"
 #include "fulgur/ops/visible.h"
 
 namespace fulgur::ops {
 namespace {
 
-using Scores = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&);
-using Select = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t);
+using Scores = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&);
+using Select = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, const std::optional<Tensor>&);
 using TopK = Tensor(const Tensor&, const Tensor&, int64_t);
 
-void check(const Tensor& q, const Tensor& k, const Tensor& w) {
-  FULGUR_CHECK(q.dim() == 3 && k.dim() == 2 && q.size(2) == k.size(1), "[indexer] expected q [N, J, D] and k [S, D], got ",
-               q.sizes(), " and ", k.sizes());
+// Checks all shapes; returns the keys of the call.
+PagedKeys check(const Tensor& q, const Tensor& k, const Tensor& w, const Tensor& visible, const std::optional<Tensor>& pages) {
+  if (pages)
+    FULGUR_CHECK(q.dim() == 3 && k.dim() == 3 && q.size(2) == k.size(1) && k.size(2) == kPageKeys,
+                 "[indexer] expected q [N, J, D] and paged k [pages, D, 64], got ", q.sizes(), " and ", k.sizes());
+  else
+    FULGUR_CHECK(q.dim() == 3 && k.dim() == 2 && q.size(2) == k.size(1), "[indexer] expected q [N, J, D] and k [S, D], got ",
+                 q.sizes(), " and ", k.sizes());
   FULGUR_CHECK(q.scalar_type() == k.scalar_type(), "[indexer] expected q and k of one type, got ", q.scalar_type(), " and ",
                k.scalar_type());
   FULGUR_CHECK(w.dim() == 2 && w.size(0) == q.size(0) && w.size(1) == q.size(1) && w.scalar_type() == at::kFloat,
                "[indexer] expected float32 weights [", q.size(0), ", ", q.size(1), "], got ", w.sizes());
+  PagedKeys keys(pages, k.size(0) * (pages ? kPageKeys : 1), "indexer");
+  check_visible(visible, q.size(0), keys.count, "indexer");
+  keys.check_ranges(visible, "indexer");
+  return keys;
 }
 
-IndexerParams params_of(const Tensor& q, const Tensor& k, const Tensor& w, const int* visible) {
+IndexerParams params_of(const Tensor& q, const Tensor& k, const Tensor& w, const int* visible, const PagedKeys& keys) {
   return {q.const_data_ptr(), k.const_data_ptr(), w.const_data_ptr<float>(), visible,
-          q.size(1),          q.size(2),          storage(q, "indexer")};
+          q.size(1),          q.size(2),          storage(q, "indexer"),     keys.pages};
 }
 
-Tensor scores_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& visible_in) {
+Tensor scores_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& visible_in,
+                  const std::optional<Tensor>& pages) {
   auto q = q_in.contiguous(), k = k_in.contiguous(), w = w_in.contiguous(), visible = visible_in.contiguous();
-  check(q, k, w);
-  check_visible(visible, q.size(0), k.size(0), "indexer");
-  int64_t S = k.size(0);
+  auto paged = check(q, k, w, visible, pages);
+  int64_t S = paged.count;
   auto out = at::empty({q.size(0), S}, w.options()).fill_(-INFINITY);
   const int* range = visible.const_data_ptr<int>();
   float* scores = out.mutable_data_ptr<float>();
-  auto params = params_of(q, k, w, range);
+  auto params = params_of(q, k, w, range, paged);
   auto kernel = FULGUR_CALL(indexer_score_block);
   parallel_for(q.size(0), [&](int64_t row) {
     int64_t begin = range[2 * row], count = range[2 * row + 1] - begin;
@@ -47,8 +57,8 @@ Tensor scores_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, co
   return out;
 }
 
-Tensor scores_meta(const Tensor& q, const Tensor& k, const Tensor& w, const Tensor&) {
-  return at::empty_symint({q.sym_size(0), k.sym_size(0)}, w.options());
+Tensor scores_meta(const Tensor& q, const Tensor& k, const Tensor& w, const Tensor&, const std::optional<Tensor>& pages) {
+  return at::empty_symint({q.sym_size(0), pages ? pages->sym_size(0) * kPageKeys : k.sym_size(0)}, w.options());
 }
 
 // Few rows by many keys: stretches of keys are the tasks, and the rows' scores [rows, S] are held.
@@ -69,15 +79,15 @@ void select_few(const IndexerParams& p, const RowBlock& block, int64_t k, int* o
   });
 }
 
-Tensor select_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& visible_in, int64_t k) {
+Tensor select_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& visible_in, int64_t k,
+                  const std::optional<Tensor>& pages) {
   auto q = q_in.contiguous(), keys = k_in.contiguous(), w = w_in.contiguous(), visible = visible_in.contiguous();
-  check(q, keys, w);
-  check_visible(visible, q.size(0), keys.size(0), "indexer");
+  auto paged = check(q, keys, w, visible, pages);
   FULGUR_CHECK(k > 0, "[indexer] expected a positive top-k, got ", k);
   auto selected = at::empty({q.size(0), k}, visible.options());
   const int* range = visible.const_data_ptr<int>();
   int* out = selected.mutable_data_ptr<int>();
-  auto params = params_of(q, keys, w, range);
+  auto params = params_of(q, keys, w, range, paged);
   auto kernel = FULGUR_CALL(indexer_select_block);
   auto blocks = row_blocks(visible, kIndexerRows);
   if (int64_t(blocks.size()) < 2 * threads() && threads() > 1) {
@@ -88,7 +98,8 @@ Tensor select_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, co
   return selected;
 }
 
-Tensor select_meta(const Tensor& q, const Tensor&, const Tensor&, const Tensor& visible, int64_t k) {
+Tensor select_meta(const Tensor& q, const Tensor&, const Tensor&, const Tensor& visible, int64_t k,
+                   const std::optional<Tensor>&) {
   return at::empty_symint({q.sym_size(0), k}, visible.options());
 }
 
@@ -113,8 +124,8 @@ Tensor top_k_meta(const Tensor& scores, const Tensor& lengths, int64_t k) {
 }
 
 TORCH_LIBRARY_FRAGMENT(fulgur, m) {
-  m.def("indexer_scores(Tensor q, Tensor k, Tensor w, Tensor visible) -> Tensor");
-  m.def("indexer_top_k(Tensor q, Tensor keys, Tensor w, Tensor visible, int k) -> Tensor");
+  m.def("indexer_scores(Tensor q, Tensor k, Tensor w, Tensor visible, Tensor? pages=None) -> Tensor");
+  m.def("indexer_top_k(Tensor q, Tensor keys, Tensor w, Tensor visible, int k, Tensor? pages=None) -> Tensor");
   m.def("top_k(Tensor scores, Tensor lengths, int k) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(fulgur, CPU, m) {
@@ -130,14 +141,16 @@ TORCH_LIBRARY_IMPL(fulgur, Meta, m) {
 
 }  // namespace
 
-Tensor indexer_scores(const Tensor& q_NJD, const Tensor& k_SD, const Tensor& w_NJ, const Tensor& visible_N2) {
+Tensor indexer_scores(const Tensor& q_NJD, const Tensor& k_SD, const Tensor& w_NJ, const Tensor& visible_N2,
+                      const Tensor& pages) {
   static const auto op = typed<Scores>("indexer_scores");
-  return op.call(q_NJD.detach(), k_SD.detach(), w_NJ.detach(), visible_N2);
+  return op.call(q_NJD.detach(), k_SD.detach(), w_NJ.detach(), visible_N2, given(pages));
 }
 
-Tensor indexer_top_k(const Tensor& q_NJD, const Tensor& k_SD, const Tensor& w_NJ, const Tensor& visible_N2, int64_t k) {
+Tensor indexer_top_k(const Tensor& q_NJD, const Tensor& k_SD, const Tensor& w_NJ, const Tensor& visible_N2, int64_t k,
+                     const Tensor& pages) {
   static const auto op = typed<Select>("indexer_top_k");
-  return op.call(q_NJD.detach(), k_SD.detach(), w_NJ.detach(), visible_N2, k);
+  return op.call(q_NJD.detach(), k_SD.detach(), w_NJ.detach(), visible_N2, k, given(pages));
 }
 
 Tensor top_k(const Tensor& scores_NS, const Tensor& lengths_N, int64_t k) {

@@ -20,14 +20,36 @@ void score_row(const IndexerParams& p, const float* q, const float* w, const flo
   }
 }
 
+// Pages that hold keys [key, key + count), the first of which begins one: each(page, its keys, how many went before).
+template <class Each>
+void for_pages(const IndexerParams& p, int64_t key, int64_t count, const Each& each) {
+  for (int64_t done = 0; done < count; done += kPageKeys)
+    each(element(p.k, p.type, p.pages[(key + done) / kPageKeys] * p.D * kPageKeys), std::min(kPageKeys, count - done), done);
+}
+
+// A page's keys lie [D][64]: panels of them are copied, and widened.
+template <class T>
+void copy_panels(const T* page, int64_t D, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += kGemmCols)
+    for (int64_t d = 0; d < D; ++d, to += kGemmCols)
+      for (int v = 0; v < kGemmCols; v += kLanes) store(to + v, load_as_f32(page + d * kPageKeys + i + v, false));
+}
+
 // Heads longer than one FMA chain of a product: the dots are stored.
 void score_long_heads(const IndexerParams& p, int64_t first, int64_t last, int64_t key, int64_t count, float* scores,
                       int64_t stride) {
   static thread_local std::vector<float> dots;
   dots.resize(std::max<size_t>(dots.size(), kIndexerRows * p.J * count));
-  GemmParams product = dot_products(p, first, last - first, key, count);
+  GemmParams product = dot_products(p, first, last - first, p.pages ? 0 : key, count);
   product.c = dots.data(), product.c_row = count;
-  gemm_serial(product);
+  if (p.pages)
+    for_pages(p, key, count, [&](const void* page, int64_t keys, int64_t done) {
+      GemmParams part = product;
+      part.b = page, part.N = keys, part.b_row = kPageKeys, part.b_col = 1;
+      part.c = dots.data() + done;
+      gemm_serial(part);
+    });
+  else gemm_serial(product);
   for (int64_t r = 0; r < last - first; ++r)
     weigh(dots.data() + r * p.J * count, p.w + (first + r) * p.J, p.J, count, count, scores + r * stride);
 }
@@ -51,8 +73,12 @@ void indexer_score_block(const IndexerParams& p, int64_t first, int64_t last, in
       score_long_heads(p, first, last, key + at, keys, scores + at, stride);
       continue;
     }
-    GemmParams product = dot_products(p, first, rows, key + at, keys);
-    pack_b<Singles>(product, 0, p.D, 0, keys, packed.data());
+    if (p.pages)
+      for_pages(p, key + at, keys, [&](const void* page, int64_t some, int64_t done) {
+        if (p.type == Storage::f32) copy_panels(static_cast<const float*>(page), p.D, some, packed.data() + done * p.D);
+        else copy_panels(static_cast<const uint16_t*>(page), p.D, some, packed.data() + done * p.D);
+      });
+    else pack_b<Singles>(dot_products(p, first, rows, key + at, keys), 0, p.D, 0, keys, packed.data());
     for (int64_t r = 0; r < rows; ++r)
       score_row(p, q + r * row_size, p.w + (first + r) * p.J, packed.data(), keys, scores + r * stride + at);
   }

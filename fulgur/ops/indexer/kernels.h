@@ -3,16 +3,18 @@
 #include <cstdint>
 
 #include "fulgur/ops/linear/gemm.h"
+#include "fulgur/ops/pages.h"
 
 namespace fulgur {
 
 struct IndexerParams {
   const void* q;           // [N, J, D]
-  const void* k;           // [S, D]
+  const void* k;           // [S, D], or with pages [pages, D, 64]
   const float* w;          // [N, J]
   const int32_t* visible;  // [N, 2]; null where keys are given
   int64_t J, D;
-  Storage type;  // of q and k
+  Storage type;                    // of q and k
+  const int32_t* pages = nullptr;  // where keys lie, every range beginning with one
 };
 
 constexpr int64_t kIndexerRows = 8;    // query rows of one block, all with the same first key

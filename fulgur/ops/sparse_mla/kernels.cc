@@ -6,15 +6,20 @@
 namespace fulgur::FULGUR_ISA {
 namespace {
 
-// The selected keys of one row. Products read them where they lie.
+// The rows of one row's selected keys. Products read them where they lie.
 struct Keys {
   int64_t count;
-  const int32_t* key;
+  const int32_t* row;
 };
 
 Keys keys_of(const SparseMlaParams& p, int64_t row) {
+  static thread_local std::vector<int32_t> rows;
   const int32_t* keys = p.selected + row * p.K;
-  return {std::find(keys, keys + p.K, -1) - keys, keys};
+  int64_t count = std::find(keys, keys + p.K, -1) - keys;
+  if (!p.pages) return {count, keys};
+  rows.resize(std::max<size_t>(rows.size(), count));
+  for (int64_t i = 0; i < count; ++i) rows[i] = int32_t(row_of_key(p.pages, keys[i]));
+  return {count, rows.data()};
 }
 
 // dots[h][i] = rows[h] . key_i[:length] of heads whose rows of `length` follow one another.
@@ -33,7 +38,7 @@ void dot_keys(const SparseMlaParams& p, const void* rows, int64_t length, int64_
                 .c_row = stride,
                 .a_type = p.type,
                 .b_type = p.type,
-                .b_columns = keys.key},
+                .b_columns = keys.row},
                p.H);
 }
 
@@ -98,7 +103,7 @@ void sparse_mla_heads(const SparseMlaParams& p, int64_t row, int64_t first, int6
                  .b_col = 1,
                  .c_row = p.R,
                  .b_type = p.type,
-                 .b_rows = keys.key});
+                 .b_rows = keys.row});
   }
   for (int64_t i = 0; i < heads * p.R; i += kLanes)
     write(p.out, p.type, (row * p.H + first) * p.R + i, heads * p.R - i, read(out, Storage::f32, i, heads * p.R - i));
@@ -154,7 +159,7 @@ void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, float* coeff
                .b_col = 1,
                .c_row = p.C,
                .b_type = p.type,
-               .b_rows = keys.key});
+               .b_rows = keys.row});
   for (int64_t h = 0; h < p.H; ++h) {
     float *of_dout = lines + h * p.C, *of_q = of_dout + p.H * p.C;
     for (int64_t d = 0; d < p.R; d += kLanes) write(of_dout, Storage::f32, d, p.R - d, read(dout, p.type, h * p.R + d, p.R - d));

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "fulgur/ops/linear/gemm.h"
+#include "fulgur/ops/pages.h"
 
 namespace fulgur {
 
@@ -15,7 +16,8 @@ struct SparseMlaParams {
   float* target;            // [N, K]; forward only
   int64_t H, C, R, K;
   float scale;
-  Storage type;  // of q, kv, out, dout
+  Storage type;                    // of q, kv, out, dout
+  const int32_t* pages = nullptr;  // where keys lie; forward only
   // Backward pass only.
   const void* dout;  // [N, H, R]
   float* dq;         // [N, H, C]

@@ -2,24 +2,26 @@
 
 #include "fulgur/ops/linear/gathered.h"
 #include "fulgur/ops/op.h"
+#include "fulgur/ops/paged.h"
 #include "fulgur/ops/selected.h"
 #include "fulgur/ops/sparse_mla/kernels.h"
 
 namespace fulgur::ops {
 namespace {
 
-using Forward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, int64_t, double);
+using Forward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, int64_t, double,
+                                                   const std::optional<Tensor>&);
 using Backward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                                             const Tensor&, int64_t, double);
 
-void check(const Tensor& q, const Tensor& kv, const Tensor& selected, int64_t value_dim) {
+void check(const Tensor& q, const Tensor& kv, const Tensor& selected, int64_t keys, int64_t value_dim) {
   FULGUR_CHECK(q.dim() == 3 && kv.dim() == 2 && q.size(2) == kv.size(1), "[sparse_mla] expected q [N, H, C] and kv [S, C], got ",
                q.sizes(), " and ", kv.sizes());
   FULGUR_CHECK(q.scalar_type() == kv.scalar_type(), "[sparse_mla] expected q and kv of one type, got ", q.scalar_type(), " and ",
                kv.scalar_type());
   FULGUR_CHECK(value_dim > 0 && value_dim <= kv.size(1), "[sparse_mla] expected a value size of at most ", kv.size(1), ", got ",
                value_dim);
-  check_selected(selected, q.size(0), kv.size(0), "sparse_mla");
+  check_selected(selected, q.size(0), keys, "sparse_mla");
 }
 
 SparseMlaParams params_of(const Tensor& q, const Tensor& kv, const Tensor& selected, const Tensor& out, const Tensor& lse,
@@ -41,15 +43,17 @@ SparseMlaParams params_of(const Tensor& q, const Tensor& kv, const Tensor& selec
 }
 
 std::tuple<Tensor, Tensor, Tensor> sparse_mla_cpu(const Tensor& q_in, const Tensor& kv_in, const Tensor& selected_in,
-                                                  int64_t value_dim, double scale) {
+                                                  int64_t value_dim, double scale, const std::optional<Tensor>& pages) {
   auto q = q_in.contiguous(), kv = kv_in.contiguous(), selected = selected_in.contiguous();
-  check(q, kv, selected, value_dim);
+  PagedKeys keys(pages, kv.size(0), "sparse_mla");
+  check(q, kv, selected, keys.count, value_dim);
   int64_t N = q.size(0), H = q.size(1);
   auto f32 = q.options().dtype(at::kFloat);
   auto out = at::empty({N, H, value_dim}, q.options());
   auto lse = at::empty({N, H}, f32), target = at::empty({N, selected.size(1)}, f32);
   auto params = params_of(q, kv, selected, out, lse, value_dim, scale);
   params.target = target.mutable_data_ptr<float>();
+  params.pages = keys.pages;
   auto heads = FULGUR_CALL(sparse_mla_heads);
   auto sum_target = FULGUR_CALL(sparse_mla_target);
   int64_t groups = (H + kHeadGroup - 1) / kHeadGroup, K = selected.size(1);
@@ -72,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> sparse_mla_cpu(const Tensor& q_in, const Tens
 }
 
 std::tuple<Tensor, Tensor, Tensor> sparse_mla_meta(const Tensor& q, const Tensor&, const Tensor& selected, int64_t value_dim,
-                                                   double) {
+                                                   double, const std::optional<Tensor>&) {
   auto f32 = q.options().dtype(at::kFloat);
   return {at::empty_symint({q.sym_size(0), q.sym_size(1), value_dim}, q.options()),
           at::empty_symint({q.sym_size(0), q.sym_size(1)}, f32), at::empty_symint(selected.sym_sizes(), f32)};
@@ -131,13 +135,19 @@ struct SparseMlaFunction : torch::autograd::Function<SparseMlaFunction> {
 };
 
 std::tuple<Tensor, Tensor, Tensor> sparse_mla_autograd(const Tensor& q, const Tensor& kv, const Tensor& selected,
-                                                       int64_t value_dim, double scale) {
+                                                       int64_t value_dim, double scale, const std::optional<Tensor>& pages) {
+  if (pages) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return ops::sparse_mla(q, kv, selected, value_dim, scale, *pages);
+  }
   auto out = SparseMlaFunction::apply(q, kv, selected, value_dim, scale);
   return {out[0], out[1], out[2]};
 }
 
 TORCH_LIBRARY_FRAGMENT(fulgur, m) {
-  m.def("sparse_mla(Tensor q, Tensor kv, Tensor selected, int value_dim, float scale) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "sparse_mla(Tensor q, Tensor kv, Tensor selected, int value_dim, float scale, Tensor? pages=None)"
+      " -> (Tensor, Tensor, Tensor)");
   m.def(
       "sparse_mla_backward(Tensor dout, Tensor q, Tensor kv, Tensor selected, Tensor out, Tensor lse, int value_dim,"
       " float scale) -> (Tensor, Tensor)");
@@ -155,9 +165,9 @@ TORCH_LIBRARY_IMPL(fulgur, Autograd, m) { m.impl("sparse_mla", sparse_mla_autogr
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> sparse_mla(const Tensor& q_NHC, const Tensor& kv_SC, const Tensor& selected_NK,
-                                              int64_t value_dim, double scale) {
+                                              int64_t value_dim, double scale, const Tensor& pages) {
   static const auto op = typed<Forward>("sparse_mla");
-  return op.call(q_NHC, kv_SC, selected_NK, value_dim, scale);
+  return op.call(q_NHC, kv_SC, selected_NK, value_dim, scale, given(pages));
 }
 
 }  // namespace fulgur::ops
