@@ -157,9 +157,10 @@ Tensors dump_logits(const Transformer& model, const at::Tensor& tokens_BT, const
   auto options = forward_options(given);
   const auto& head = model.weights().lm_head;
   if (given.chunk == 0) return {{"logits", in.rows(ops::logits(model.forward(in.batch, options), head), in.T).contiguous()}};
-  Cache cache(model.config(), given.attention, given.type, in.B, in.T);
-  std::vector<int64_t> which(in.B);
-  for (int64_t b = 0; b < in.B; ++b) which[b] = b;
+  Cache cache(model.config(), given.attention, given.type, in.B * pages_for(in.T));
+  auto sequences = cached_sequences(in.B, in.T);
+  std::vector<CachedSequence*> all;
+  for (auto& sequence : sequences) all.push_back(&sequence);
   std::vector<at::Tensor> parts;
   for (int64_t at = 0; at < in.T; at += given.chunk) {
     int64_t count = std::min(given.chunk, in.T - at);
@@ -168,7 +169,7 @@ Tensors dump_logits(const Transformer& model, const at::Tensor& tokens_BT, const
       const int* row = in.tokens_BT.const_data_ptr<int>() + b * in.T + at;
       tokens.emplace_back(row, row + count);
     }
-    auto hidden = model.forward(cache.append(which, tokens), options, &cache);
+    auto hidden = model.forward(append(all, tokens), options, &cache);
     parts.push_back(ops::logits(hidden, head).unflatten(0, {in.B, count}));
   }
   return {{"logits", at::cat(parts, 1).contiguous()}};
@@ -239,13 +240,14 @@ Tensors dump_greedy(const Transformer& model, const at::Tensor& prompt, int64_t 
   for (int32_t id : next)
     FULGUR_CHECK(id >= 0 && id < model.config().vocab_size, "[forward] prompt: expected ids below ", model.config().vocab_size,
                  ", got ", id);
-  Cache cache(model.config(), given.attention, given.type, 1, flat.numel() + steps);
+  Cache cache(model.config(), given.attention, given.type, pages_for(flat.numel() + steps));
+  auto sequence = cached_sequences(1, flat.numel() + steps)[0];
   std::vector<at::Tensor> logits, selected;
   for (int64_t step = 0; step < steps; ++step) {
     Trace trace;
     auto options = forward_options(given);
     if (step + 1 == steps) options.trace = &trace;
-    auto hidden = model.forward(cache.append({0}, {next}), options, &cache);
+    auto hidden = model.forward(append({&sequence}, {next}), options, &cache);
     logits.push_back(ops::logits(hidden.narrow(0, hidden.size(0) - 1, 1), model.weights().lm_head).squeeze(0));
     next = {int32_t(logits.back().argmax().item<int64_t>())};
     generated.push_back(next[0]);

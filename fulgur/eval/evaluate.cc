@@ -65,14 +65,15 @@ Json measure_cost(const Transformer& model, const std::vector<int64_t>& contexts
   RandomStream random(1, "cost");
   int64_t longest = *std::max_element(contexts.begin(), contexts.end()) + kTimed;
   for (auto attention : {Attention::dense, Attention::sparse}) {
-    Cache cache(model.config(), attention, at::kFloat, 1, longest);
+    Cache cache(model.config(), attention, at::kFloat, pages_for(longest));
+    auto sequence = cached_sequences(1, longest)[0];
     auto feed = [&](int64_t count) {
       std::vector<int32_t> tokens;
       for (int64_t i = 0; i < count; ++i) tokens.push_back(int32_t(random.below(model.config().vocab_size)));
-      model.forward(cache.append({0}, {tokens}), {.attention = attention}, &cache);
+      model.forward(append({&sequence}, {tokens}), {.attention = attention}, &cache);
     };
     for (int64_t context : contexts) {
-      while (cache.lengths[0] < context) feed(std::min<int64_t>(512, context - cache.lengths[0]));
+      while (sequence.length < context) feed(std::min<int64_t>(512, context - sequence.length));
       std::vector<double> seconds;
       for (int i = 0; i < kTimed; ++i) {
         auto start = Clock::now();
@@ -80,7 +81,7 @@ Json measure_cost(const Transformer& model, const std::vector<int64_t>& contexts
         seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
       }
       std::nth_element(seconds.begin(), seconds.begin() + kTimed / 2, seconds.end());
-      cache.lengths[0] = context;  // the timed tokens are forgotten
+      sequence.length = context;  // the timed tokens are forgotten
       out.push_back(
           {{"form", attention == Attention::dense ? "dense" : "sparse"}, {"context", context}, {"seconds", seconds[kTimed / 2]}});
     }

@@ -1,11 +1,11 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
 #include "fulgur/base/error.h"
 #include "fulgur/model/transformer.h"
+#include "fulgur/ops/pages.h"
 
 namespace fulgur {
 
@@ -25,46 +25,68 @@ Batch pack_documents(const at::Tensor& tokens_N, const std::vector<int64_t>& len
   return batch;
 }
 
-Cache::Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t sequences, int64_t capacity_)
-    : lengths(sequences, 0),
-      capacity(capacity_) {
-  int64_t S = sequences * capacity, H = config.num_attention_heads;
+int64_t pages_for(int64_t tokens) { return (tokens + kPageKeys - 1) / kPageKeys; }
+
+Cache::Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages) {
+  int64_t S = pages * kPageKeys, H = config.num_attention_heads;
   auto options = at::TensorOptions().dtype(type);
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     Layer layer;
     if (attention == Attention::sparse) {
-      layer.kv_SC = at::zeros({S, config.kv_lora_rank + config.qk_rope_head_dim}, options);
-      layer.index_SD = at::zeros({S, config.index_head_dim}, options);
+      layer.kv_SC = at::empty({S, config.kv_lora_rank + config.qk_rope_head_dim}, options);
+      layer.index_PDK = at::empty({pages, config.index_head_dim, kPageKeys}, options);
     } else {
-      layer.k_SHE = at::zeros({S, H, config.qk_nope_head_dim + config.qk_rope_head_dim}, options);
-      layer.v_SHV = at::zeros({S, H, config.v_head_dim}, options);
+      layer.k_SHE = at::empty({S, H, config.qk_nope_head_dim + config.qk_rope_head_dim}, options);
+      layer.v_SHV = at::empty({S, H, config.v_head_dim}, options);
     }
     layers.push_back(layer);
   }
 }
 
-Batch Cache::append(const std::vector<int64_t>& which, const std::vector<std::vector<int32_t>>& tokens) {
-  FULGUR_CHECK(which.size() == tokens.size(), "[cache] expected tokens for ", which.size(), " sequences, got ", tokens.size());
-  int64_t N = 0;
-  for (const auto& some : tokens) N += int64_t(some.size());
+void Cache::copy_keys(int64_t from_page, int64_t to_page, int64_t count) {
+  for (auto& layer : layers) {
+    for (auto* keys : {&layer.kv_SC, &layer.k_SHE, &layer.v_SHV})
+      if (keys->defined()) keys->narrow(0, to_page * kPageKeys, count).copy_(keys->narrow(0, from_page * kPageKeys, count));
+    if (auto& pages = layer.index_PDK; pages.defined())
+      pages.select(0, to_page).narrow(1, 0, count).copy_(pages.select(0, from_page).narrow(1, 0, count));
+  }
+}
+
+std::vector<CachedSequence> cached_sequences(int64_t count, int64_t capacity) {
+  std::vector<CachedSequence> sequences(count);
+  int32_t page = 0;
+  for (auto& sequence : sequences)
+    for (int64_t i = 0; i < pages_for(capacity); ++i) sequence.pages.push_back(page++);
+  return sequences;
+}
+
+Batch append(const std::vector<CachedSequence*>& sequences, const std::vector<std::vector<int32_t>>& tokens) {
+  FULGUR_CHECK(sequences.size() == tokens.size(), "[cache] expected tokens for ", sequences.size(), " sequences, got ",
+               tokens.size());
+  int64_t N = 0, P = 0;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    int64_t length = sequences[i]->length + int64_t(tokens[i].size()), room = int64_t(sequences[i]->pages.size()) * kPageKeys;
+    FULGUR_CHECK(length <= room, "[cache] expected at most ", room, " tokens in a sequence, got ", length);
+    N += int64_t(tokens[i].size()), P += pages_for(length);
+  }
   auto ints = at::TensorOptions().dtype(at::kInt);
   Batch batch{at::empty({N}, ints), at::empty({N}, ints), at::empty({N, 2}, ints),
-              at::empty({N}, at::TensorOptions().dtype(at::kLong))};
+              at::empty({N}, at::TensorOptions().dtype(at::kLong)), at::empty({P}, ints)};
   int* token = batch.tokens_N.mutable_data_ptr<int>();
   int* position = batch.positions_N.mutable_data_ptr<int>();
   int* visible = batch.visible_N2.mutable_data_ptr<int>();
   int64_t* slot = batch.slots_N.mutable_data_ptr<int64_t>();
-  int64_t row = 0;
-  for (size_t i = 0; i < which.size(); ++i) {
-    int64_t& length = lengths.at(which[i]);
-    FULGUR_CHECK(length + int64_t(tokens[i].size()) <= capacity, "[cache] expected at most ", capacity,
-                 " tokens in a sequence, got ", length + int64_t(tokens[i].size()));
-    int64_t base = which[i] * capacity;
+  int* page = batch.pages_P.mutable_data_ptr<int>();
+  int64_t row = 0, begin = 0;  // the sequence's first key
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    auto& [pages, length] = *sequences[i];
     for (int32_t id : tokens[i]) {
-      token[row] = id, position[row] = int(length), slot[row] = base + length;
-      visible[2 * row] = int(base), visible[2 * row + 1] = int(base + length + 1);
+      token[row] = id, position[row] = int(length), slot[row] = row_of_key(pages.data(), length);
+      visible[2 * row] = int(begin), visible[2 * row + 1] = int(begin + length + 1);
       ++row, ++length;
     }
+    page = std::copy_n(pages.data(), pages_for(length), page);
+    begin += pages_for(length) * kPageKeys;
   }
   return batch;
 }

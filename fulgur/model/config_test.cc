@@ -127,5 +127,18 @@ TEST(Cost, SparseAttentionStopsGrowingAtK) {
   EXPECT_LT(token_cost(c, Form::sparse, 1024, 1).attention_flops, token_cost(c, Form::sparse, 2048, 1).attention_flops);
 }
 
+TEST(Cost, AStepOfOneRowIsATokenAndOfMoreReadsItsWeightsOnce) {
+  auto c = official();
+  for (auto form : {Form::sparse, Form::dense, Form::dense_absorbed}) {
+    auto token = token_cost(c, form, 5000, 2);
+    auto one = step_cost(c, form, 4999, 1, 2), two = step_cost(c, form, 4998, 2, 2), many = step_cost(c, form, 0, 100000, 2);
+    EXPECT_NEAR(one.flops / token.flops, 1, 1e-12);
+    EXPECT_NEAR(one.bytes / (token.weight_bytes + token.cache_bytes), 1, 1e-12);
+    EXPECT_LT(two.flops, 2 * one.flops);  // one head
+    EXPECT_LT(two.bytes, 2 * one.bytes);
+    EXPECT_LT(many.bytes, 2.0 * double(count_parameters(c).total) + 100000 * token.cache_bytes_per_token);
+  }
+}
+
 }  // namespace
 }  // namespace fulgur

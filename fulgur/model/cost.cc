@@ -1,6 +1,7 @@
 #include "fulgur/model/cost.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace fulgur {
 namespace {
@@ -70,6 +71,27 @@ TokenCost token_cost(const ModelConfig& c, Form form, int64_t position, double b
   double index_row = sparse ? double(c.index_head_dim) : 0;
   out.cache_bytes = L * (keys * row + double(position) * index_row) * bytes;
   out.cache_bytes_per_token = L * (row + index_row) * bytes;
+  return out;
+}
+
+StepCost step_cost(const ModelConfig& c, Form form, int64_t before, int64_t rows, double bytes) {
+  auto p = layer_parts(c);
+  StepCost out;
+  double head = double(c.vocab_size * c.hidden_size), layers = double(c.num_hidden_layers);
+  for (int64_t row = 0; row < rows; ++row) {
+    out.flops += token_cost(c, form, before + row + 1, bytes).flops - 2 * head;
+    if (form == Form::sparse) out.indexer_flops += layers * indexer_pair_flops(c, double(before + row + 1));
+  }
+  out.flops += 2 * head;
+  auto last = token_cost(c, form, before + rows, bytes);
+  double moe_layers = double(c.num_hidden_layers - std::min(c.num_hidden_layers, c.first_k_dense_replace));
+  double chosen = double(c.num_experts_per_tok), all = double(c.n_routed_experts);
+  double read = all > 0 ? all * (1 - std::pow(1 - chosen / all, double(rows))) : 0;
+  out.bytes = last.weight_bytes + moe_layers * (read - chosen) * double(p.expert) * bytes;
+  // Each row has its own selection, but there are no more keys than there are.
+  double seen = double(before + rows), kept_rows = std::min(seen, double(rows) * kept(c, form, seen));
+  double row_bytes = (last.cache_bytes_per_token / layers - (form == Form::sparse ? double(c.index_head_dim) * bytes : 0));
+  out.bytes += layers * (kept_rows * row_bytes + (form == Form::sparse ? seen * double(c.index_head_dim) * bytes : 0));
   return out;
 }
 

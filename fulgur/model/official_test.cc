@@ -72,10 +72,11 @@ TEST(OfficialSize, TheLastRowsOfAnAttentionLayerAreTheReferences) {
   Transformer model(config, init_weights(config, 1));
   std::vector<int32_t> tokens;
   for (int64_t i = 0; i < T; ++i) tokens.push_back(int32_t((i * i * 31 + i * 7) % 509));
-  Cache cache(config, Attention::sparse, at::kFloat, 1, T);
-  model.forward(cache.append({0}, {{tokens.begin(), tokens.end() - kLast}}), {}, &cache);
+  Cache cache(config, Attention::sparse, at::kFloat, pages_for(T));
+  auto sequence = cached_sequences(1, T)[0];
+  model.forward(append({&sequence}, {{tokens.begin(), tokens.end() - kLast}}), {}, &cache);
   Trace trace;
-  model.forward(cache.append({0}, {{tokens.end() - kLast, tokens.end()}}), {.trace = &trace, .trace_scores = true}, &cache);
+  model.forward(append({&sequence}, {{tokens.end() - kLast, tokens.end()}}), {.trace = &trace, .trace_scores = true}, &cache);
   const auto& got = trace[0];
 
   auto embedded = at::embedding(model.weights().embed_tokens, at::tensor(tokens, at::kLong));

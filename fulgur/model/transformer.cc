@@ -15,6 +15,7 @@
 #include "fulgur/ops/indexer_kl/indexer_kl.h"
 #include "fulgur/ops/linear/linear.h"
 #include "fulgur/ops/norm/norm.h"
+#include "fulgur/ops/pages.h"
 #include "fulgur/ops/quantize/quantize.h"
 #include "fulgur/ops/router/router.h"
 #include "fulgur/ops/sparse_mla/sparse_mla.h"
@@ -33,6 +34,14 @@ const at::Tensor* forced(const ForwardOptions& options, std::vector<at::Tensor> 
 at::Tensor with_cached(at::Tensor* cached, const Batch& batch, const at::Tensor& rows) {
   if (!cached) return rows;
   cached->index_copy_(0, batch.slots_N, rows.detach());
+  return *cached;
+}
+
+// The indexer's keys lie side by side in their pages.
+at::Tensor with_cached_index(at::Tensor* cached, const Batch& batch, const at::Tensor& k_ND) {
+  if (!cached) return k_ND;
+  auto keys_PKD = cached->transpose(1, 2);
+  keys_PKD.index_put_({batch.slots_N.floor_divide(kPageKeys), batch.slots_N.remainder(kPageKeys)}, k_ND.detach());
   return *cached;
 }
 
@@ -169,17 +178,18 @@ at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Te
   auto kv_SC = with_cached(cached ? &cached->kv_SC : nullptr, batch, at::cat({c_NR, k_rope_NP}, 1));
 
   auto indexer = indexer_inputs(config_, *w.indexer, x_ND, latent_NL, rotation, options);
-  auto index_SD = with_cached(cached ? &cached->index_SD : nullptr, batch, indexer.k_ND);
+  auto index_SD = with_cached_index(cached ? &cached->index_PDK : nullptr, batch, indexer.k_ND);
   const at::Tensor* replayed = forced(options, &Replay::selected_NK, index);
   auto selected_NK =
-      replayed ? *replayed : ops::indexer_top_k(indexer.q_NJD, index_SD, indexer.w_NJ, batch.visible_N2, config_.index_topk);
-  auto [out_NHR, lse_NH, target_NK] = ops::sparse_mla(q_NHC, kv_SC, selected_NK, R, softmax_scale_);
+      replayed ? *replayed
+               : ops::indexer_top_k(indexer.q_NJD, index_SD, indexer.w_NJ, batch.visible_N2, config_.index_topk, batch.pages_P);
+  auto [out_NHR, lse_NH, target_NK] = ops::sparse_mla(q_NHC, kv_SC, selected_NK, R, softmax_scale_, batch.pages_P);
   if (losses && options.indexer_kl)
     losses->back().kl_N = ops::indexer_kl_sparse(indexer.q_NJD, index_SD, indexer.w_NJ, selected_NK, target_NK);
   if (auto* trace = pass.trace()) {
     trace->selected_NK = selected_NK;
     if (options.trace_scores)
-      trace->indexer_scores_NS = ops::indexer_scores(indexer.q_NJD, index_SD, indexer.w_NJ, batch.visible_N2);
+      trace->indexer_scores_NS = ops::indexer_scores(indexer.q_NJD, index_SD, indexer.w_NJ, batch.visible_N2, batch.pages_P);
   }
   auto out_NHV = ops::head_linear(out_NHR, kv_b_HER.narrow(1, nope, config_.v_head_dim).transpose(1, 2));
   return ops::linear(out_NHV.flatten(1), w.o_proj);
@@ -203,7 +213,7 @@ at::Tensor Transformer::dense_attention(const AttentionWeights& w, const at::Ten
   auto k_SHE =
       with_cached(cached ? &cached->k_SHE : nullptr, batch, at::cat({expanded_parts[0], k_rope_N1P.expand({-1, H, P})}, 2));
   auto v_SHV = with_cached(cached ? &cached->v_SHV : nullptr, batch, expanded_parts[1].contiguous());
-  auto [out_NHV, lse_NH] = ops::dense_mla(q_NHE, k_SHE, v_SHV, batch.visible_N2, softmax_scale_);
+  auto [out_NHV, lse_NH] = ops::dense_mla(q_NHE, k_SHE, v_SHV, batch.visible_N2, softmax_scale_, batch.pages_P);
 
   bool wants_kl = losses && options.indexer_kl, wants_trace = options.trace && w.indexer;
   if (wants_kl || wants_trace) {

@@ -17,33 +17,46 @@ namespace fulgur {
 
 enum class Attention { dense, sparse };  // MHA over all keys, or absorbed MLA over the indexer's top-k
 
-// The rows of one call. Without a cache a key's row is the token's own row; with one it is a slot of the cache.
+// The rows of one call. Without a cache a key's row is the token's own row; with one, keys are numbered through the pages of
+// the call's sequences, one sequence after another.
 struct Batch {
   at::Tensor tokens_N;      // int32
   at::Tensor positions_N;   // int32, from 0 in each document
   at::Tensor visible_N2;    // int32, keys [begin, end) a row may see
   at::Tensor slots_N = {};  // int64 rows of the cache that take the new keys; undefined without a cache
+  at::Tensor pages_P = {};  // int32 pages of the cache in which the call's keys lie (ops/pages.h)
 };
 
 // Whole documents packed one after another; lengths add up to the tokens.
 Batch pack_documents(const at::Tensor& tokens_N, const std::vector<int64_t>& lengths);
 
-// Keys of earlier tokens, for inference. `sequences` regions of `capacity` tokens each.
-//   sparse: latent + rope keys [S, R + P] and indexer keys [S, Di].  dense: expanded keys [S, H, E] and values [S, H, Dv].
+// Keys of earlier tokens, for inference, in pages of 64 tokens; who holds which page is the caller's business.
+//   sparse: latent + rope keys [S, R + P] and indexer keys [pages, Di, 64].
+//   dense: expanded keys [S, H, E] and values [S, H, Dv].
 struct Cache {
-  Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t sequences, int64_t capacity);
-
-  // Rows that append `tokens[i]` to sequence `which[i]`; throws InputError when one is full.
-  Batch append(const std::vector<int64_t>& which, const std::vector<std::vector<int32_t>>& tokens);
+  Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages);
 
   struct Layer {
-    at::Tensor kv_SC, index_SD;  // sparse
-    at::Tensor k_SHE, v_SHV;     // dense
+    at::Tensor kv_SC, index_PDK;  // sparse
+    at::Tensor k_SHE, v_SHV;      // dense
   };
   std::vector<Layer> layers;
-  std::vector<int64_t> lengths;
-  int64_t capacity;
+
+  // The first `count` keys of one page into another.
+  void copy_keys(int64_t from_page, int64_t to_page, int64_t count);
 };
+int64_t pages_for(int64_t tokens);
+
+// A sequence's place in a cache: its first `length` tokens lie in these pages, in order.
+struct CachedSequence {
+  std::vector<int32_t> pages;
+  int64_t length = 0;
+};
+// Sequences with room for `capacity` tokens each, their pages one after another.
+std::vector<CachedSequence> cached_sequences(int64_t count, int64_t capacity);
+
+// Rows that append tokens[i] to *sequences[i], which become as much longer. Throws InputError when their pages are full.
+Batch append(const std::vector<CachedSequence*>& sequences, const std::vector<std::vector<int32_t>>& tokens);
 
 // Recorded choices a forward pass can be made to repeat (keep routing); undefined tensors are not forced.
 struct Replay {

@@ -5,6 +5,7 @@
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
+#include "fulgur/base/error.h"
 #include "fulgur/base/threads.h"
 #include "fulgur/ops/log_prob/log_prob.h"
 
@@ -53,22 +54,23 @@ class SameBits : public testing::TestWithParam<Case> {
     return logits(model.forward(batch, {.attention = GetParam().attention, .type = GetParam().type}).narrow(0, 0, kLength));
   }
 
-  // Sequence 0 through the cache in chunks, another sequence growing beside it.
+  // Sequence 0 through the cache in chunks, another sequence growing beside it; their pages lie in no order.
   at::Tensor in_chunks(int64_t chunk) {
-    Cache cache(model.config(), GetParam().attention, GetParam().type, 2, kLength);
+    Cache cache(model.config(), GetParam().attention, GetParam().type, 7);
+    CachedSequence first{{5, 1}}, second{{4, 6}};
     auto own = sequence(0, kLength), other = sequence(1, kLength);
     std::vector<at::Tensor> parts;
     for (int64_t at = 0; at < kLength; at += chunk) {
       int64_t count = std::min(chunk, kLength - at);
       auto part = [&](const std::vector<int32_t>& s) { return std::vector<int32_t>(s.begin() + at, s.begin() + at + count); };
-      auto hidden = model.forward(cache.append({1, 0}, {part(other), part(own)}),
+      auto hidden = model.forward(append({&second, &first}, {part(other), part(own)}),
                                   {.attention = GetParam().attention, .type = GetParam().type}, &cache);
       parts.push_back(logits(hidden.narrow(0, count, count)));
     }
     return at::cat(parts);
   }
 
-  static constexpr int64_t kLength = 41;
+  static constexpr int64_t kLength = 83;
   c10::AutoGradMode no_grad{false};
   Transformer model{odd_config(), init_weights(odd_config(), 7)};
 };
@@ -83,6 +85,12 @@ TEST_P(SameBits, InABatchOf1And7And64) {
 TEST_P(SameBits, InOneChunkInChunksOfSevenTokenByToken) {
   auto whole = in_batch(1);
   for (int64_t chunk : {kLength, int64_t(7), int64_t(1)}) EXPECT_TRUE(at::equal(in_chunks(chunk), whole)) << chunk;
+}
+
+TEST(Cache, SaysWhenASequenceIsFull) {
+  auto sequence = cached_sequences(1, 64)[0];
+  append({&sequence}, {std::vector<int32_t>(64, 1)});
+  EXPECT_THROW(append({&sequence}, {{1}}), InputError);
 }
 
 TEST_P(SameBits, OnOneAndTwoThreads) {
