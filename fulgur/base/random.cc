@@ -3,15 +3,12 @@
 #include <cmath>
 
 namespace fulgur {
-namespace {
 
 uint64_t mix(uint64_t z) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
   return z ^ (z >> 31);
 }
-
-}  // namespace
 
 RandomStream::RandomStream(uint64_t seed, std::string_view name) : key_(mix(seed + 0x9e3779b97f4a7c15ull)) {
   for (unsigned char c : name) key_ = mix((key_ ^ c) * 0x100000001b3ull);

@@ -7,6 +7,9 @@
 
 namespace fulgur {
 
+// A permutation of 64 bits in which each depends on all (SplitMix64's last step): noise from a counter.
+uint64_t mix(uint64_t bits);
+
 class RandomStream {
  public:
   RandomStream(uint64_t seed, std::string_view name);

@@ -14,11 +14,11 @@
 #include "fulgur/base/progress.h"
 #include "fulgur/base/threads.h"
 #include "fulgur/cli/cli.h"
+#include "fulgur/cli/limits.h"
 #include "fulgur/cli/recipe.h"
 #include "fulgur/model/cost.h"
 #include "fulgur/ops/arena.h"
 #include "fulgur/ops/isa.h"
-#include "fulgur/ops/peaks.h"
 #include "fulgur/text/train_bpe.h"
 #include "fulgur/train/optimizer.h"
 #include "fulgur/train/plan.h"
@@ -36,55 +36,19 @@ struct Options {
   int64_t steps = 8;
 };
 
-double time_once(const std::function<void()>& work) {
-  auto start = Clock::now();
-  work();
-  return std::chrono::duration<double>(Clock::now() - start).count();
+// Shares of the limit beside those of an earlier run, whose machine may have been faster or slower.
+void compare(const Json& results, const Json& earlier) {
+  std::printf("%-24s %-32s %9s %9s %7s\n", "operation", "case", "then", "now", "faster");
+  for (const auto& r : results)
+    for (const auto& e : earlier) {
+      if (e["name"] != r["name"] || e["case"] != r["case"] || e["threads"] != r["threads"]) continue;
+      double then = e["share"], now = r["share"];
+      std::printf("%-24s %-32s %7.0f %% %7.0f %% %6.2fx\n", r["name"].get<std::string>().c_str(),
+                  r["case"].get<std::string>().c_str(), 100 * then, 100 * now, now / then);
+    }
 }
 
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
-}
-
-// What the machine can do. It is shared, and another one a second later: now() measures what bounds a piece of work and says how
-// long that takes at least; best() is the best seen.
-class Limits {
- public:
-  Limits() : flops_(ops::peak_flops(1)) {
-    for (int round = 0; round < 4; ++round) read();
-  }
-
-  double now(double flops, double bytes) {
-    if (flops / flops_ < bytes / bandwidth_) return std::max(bytes / read(), flops / flops_);
-    double peak = ops::peak_flops(0.1);  // long enough to find its best
-    flops_ = std::max(flops_, peak);
-    return std::max(flops / peak, bytes / bandwidth_);
-  }
-  double best(double flops, double bytes) const { return std::max(flops / flops_, bytes / bandwidth_); }
-  double flops() const { return flops_; }
-  double bandwidth() const { return bandwidth_; }
-
- private:
-  double read() {
-    double found = memory_.bandwidth();
-    bandwidth_ = std::max(bandwidth_, found);
-    return found;
-  }
-
-  ops::Memory memory_{int64_t(2) << 30};
-  double flops_, bandwidth_ = 0;
-};
-
-// One repetition, and the least it could have taken: by the peaks before it and behind it.
-struct Sample {
-  double seconds, limit;
-};
-
-Sample sample(Limits& limits, double flops, double bytes, const std::function<double()>& seconds_of) {
-  double before = limits.now(flops, bytes), seconds = seconds_of();
-  return {seconds, (before + limits.now(flops, bytes)) / 2};
-}
+}  // namespace
 
 Json result_json(const std::string& name, const std::string& label, const std::vector<Sample>& samples, double flops,
                  double bytes) {
@@ -93,6 +57,18 @@ Json result_json(const std::string& name, const std::string& label, const std::v
   return {{"name", name},   {"case", label},  {"threads", threads()},   {"seconds", median(seconds)},
           {"flops", flops}, {"bytes", bytes}, {"share", median(shares)}};
 }
+
+void finish_bench(const Limits& limits, Json results, const Json& earlier) {
+  for (auto& r : results) r["share_of_best"] = limits.best(r["flops"], r["bytes"]) / r["seconds"].get<double>();
+  std::printf("best peaks of the run: %.0f GFLOP/s, %.1f GB/s\n", limits.flops() / 1e9, limits.bandwidth() / 1e9);
+  if (!earlier.empty()) compare(results, earlier);
+  Json out = {{"machine", machine_json()},
+              {"peaks", {{"flops", limits.flops()}, {"bytes_per_second", limits.bandwidth()}}},
+              {"results", results}};
+  std::printf("%s\n", out.dump().c_str());
+}
+
+namespace {
 
 void print_row(const Json& r) {
   double seconds = r["seconds"];
@@ -111,18 +87,6 @@ void print_head(const Limits& limits) {
               "faster");
 }
 
-// Shares of the limit beside those of an earlier run, whose machine may have been faster or slower.
-void compare(const Json& results, const Json& earlier) {
-  std::printf("%-24s %-32s %9s %9s %7s\n", "operation", "case", "then", "now", "faster");
-  for (const auto& r : results)
-    for (const auto& e : earlier) {
-      if (e["name"] != r["name"] || e["case"] != r["case"] || e["threads"] != r["threads"]) continue;
-      double then = e["share"], now = r["share"];
-      std::printf("%-24s %-32s %7.0f %% %7.0f %% %6.2fx\n", r["name"].get<std::string>().c_str(),
-                  r["case"].get<std::string>().c_str(), 100 * then, 100 * now, now / then);
-    }
-}
-
 // The results in the last line of what `fulgur bench` printed earlier.
 Json earlier_results(const std::string& file) {
   if (file.empty()) return Json::array();
@@ -132,16 +96,6 @@ Json earlier_results(const std::string& file) {
   FULGUR_CHECK(json.is_object() && json.contains("results") && json["results"].is_array(), "[bench] expected results in ", file,
                ", got none\n  hint: fulgur bench ops >FILE keeps what --against reads");
   return json["results"];
-}
-
-void finish(const Limits& limits, Json results, const Json& earlier) {
-  for (auto& r : results) r["share_of_best"] = limits.best(r["flops"], r["bytes"]) / r["seconds"].get<double>();
-  std::printf("best peaks of the run: %.0f GFLOP/s, %.1f GB/s\n", limits.flops() / 1e9, limits.bandwidth() / 1e9);
-  if (!earlier.empty()) compare(results, earlier);
-  Json out = {{"machine", machine_json()},
-              {"peaks", {{"flops", limits.flops()}, {"bytes_per_second", limits.bandwidth()}}},
-              {"results", results}};
-  std::printf("%s\n", out.dump().c_str());
 }
 
 // The same on one thread, which scaling is measured beside.
@@ -195,7 +149,7 @@ void bench_ops(const Options& o) {
       print_row(results.back());
     }
   }
-  finish(limits, results, earlier);
+  finish_bench(limits, results, earlier);
 }
 
 // A tokenizer of bytes alone: the benchmark's tokens are random, only their lengths in bytes are asked for.
@@ -307,7 +261,7 @@ void bench_train(const Options& o) {
     results.push_back(r);
   }
   fs::remove_all(folder);
-  finish(limits, results, earlier);
+  finish_bench(limits, results, earlier);
 }
 
 }  // namespace
@@ -336,6 +290,7 @@ void add_bench(CLI::App& app, Common&) {
   train->add_flag("--scaling", o->scaling, "Beside the same on one thread, instead of PyTorch");
   train->footer("Example:\n  fulgur bench train --threads 1 --filter sparse");
   train->callback([=] { bench_train(*o); });
+  add_bench_model(*command);
 }
 
 }  // namespace fulgur::cli

@@ -32,6 +32,7 @@ void add_inspect(CLI::App& app, Common& common);
 void add_eval(CLI::App& app, Common& common);
 void add_report(CLI::App& app, Common& common);
 void add_bench(CLI::App& app, Common& common);
+void add_bench_model(CLI::App& bench);
 
 // "3M", "1.5k", "4096" -> a number; throws UsageError naming `flag`.
 double parse_count(const std::string& text, const std::string& flag);

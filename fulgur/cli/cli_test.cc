@@ -9,9 +9,9 @@ namespace {
 const std::string kGolden = FULGUR_GOLDEN "/model/";
 
 TEST_F(Program, HelpOfEveryCommandHasAnExample) {
-  for (std::string command :
-       {"", "speedrun", "tokenizer train", "tokenizer encode", "tokenizer decode", "data pack", "train pretrain", "train warmup",
-        "train sparse", "forward", "generate", "inspect", "eval perplexity", "report", "bench ops", "bench train"}) {
+  for (std::string command : {"", "speedrun", "tokenizer train", "tokenizer encode", "tokenizer decode", "data pack",
+                              "train pretrain", "train warmup", "train sparse", "forward", "generate", "inspect",
+                              "eval perplexity", "report", "bench ops", "bench train", "bench model"}) {
     auto help = run(command + " --help");
     EXPECT_EQ(help.code, 0) << command;
     EXPECT_NE(help.out.find("Example:\n  "), std::string::npos) << command << "\n" << help.out;
@@ -19,9 +19,10 @@ TEST_F(Program, HelpOfEveryCommandHasAnExample) {
 }
 
 TEST_F(Program, AWrongCommandLineExitsWith2AndSaysWhatIsExpected) {
-  for (std::string wrong : {"", "fly", "forward", "forward --input a --output b --dump everything", "train pretrain", "inspect",
-                            "inspect model --plan recipe.toml", "generate --model x --prompt y --max-tokens -3",
-                            "--threads many inspect x", "speedrun --seed abc"}) {
+  for (std::string wrong :
+       {"", "fly", "forward", "forward --input a --output b --dump everything", "train pretrain", "inspect",
+        "inspect model --plan recipe.toml", "generate --model x --prompt y --max-tokens -3", "--threads many inspect x",
+        "speedrun --seed abc", "bench model --depth 2K,far", "bench model --shape huge"}) {
     auto said = run(wrong);
     EXPECT_EQ(said.code, 2) << wrong << "\n" << said.out;
     EXPECT_EQ(said.out.rfind("[usage] ", 0), 0u) << said.out;

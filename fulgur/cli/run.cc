@@ -9,8 +9,8 @@
 #include "fulgur/base/error.h"
 #include "fulgur/base/file.h"
 #include "fulgur/base/progress.h"
+#include "fulgur/engine/engine.h"
 #include "fulgur/eval/evaluate.h"
-#include "fulgur/eval/generate.h"
 #include "fulgur/eval/report.h"
 #include "fulgur/text/splitter.h"
 #include "fulgur/text/train_bpe.h"
@@ -188,13 +188,15 @@ void Run::evaluate() {
     Tokenizer tokens(data / "tokenizer.json");
     fs::create_directories(folder / "samples");
     eval["samples"] = Json::array();
+    Engine engine(model, {});
     std::vector<std::string> prompts{"The ", "And it came to pass", "In the beginning"};
     for (size_t i = 0; i < prompts.size(); ++i) {
       auto prompt = tokens.encode(prompts[i]);
       prompt.insert(prompt.begin(), int32_t(model.config().bos_token_id));
+      Request request{.prompt = prompt, .max_tokens = 120, .stop_tokens = {int32_t(model.config().eos_token_id)}};
+      request.sampling = {.temperature = 0.8, .top_p = 0.95, .seed = i + 1};
       std::vector<int32_t> made;
-      generate(model, prompt, {.max_tokens = 120, .seed = i + 1, .eos = int32_t(model.config().eos_token_id)},
-               [&](int32_t id) { return made.push_back(id), true; });
+      for (const auto& token : complete(engine, request).tokens) made.push_back(token.id);
       auto text = valid_utf8(prompts[i] + tokens.decode(made, /*skip_special=*/true));
       write_file_atomic(folder / "samples" / cat("sample-", i + 1, ".txt"), text + "\n");
       eval["samples"].push_back({{"prompt", prompts[i]}, {"text", text}});

@@ -6,9 +6,9 @@
 #include "fulgur/base/progress.h"
 #include "fulgur/cli/cli.h"
 #include "fulgur/cli/recipe.h"
+#include "fulgur/engine/engine.h"
 #include "fulgur/eval/compare.h"
 #include "fulgur/eval/evaluate.h"
-#include "fulgur/eval/generate.h"
 #include "fulgur/eval/report.h"
 #include "fulgur/model/cost.h"
 #include "fulgur/model/names.h"
@@ -23,11 +23,10 @@ struct Options {
   std::vector<std::filesystem::path> runs;
   std::vector<std::string> forms{"dense", "sparse", "window"};
   std::vector<int64_t> contexts;
-  GenerateOptions generate;
+  Request request;
   int64_t tokens = 100000;
 };
 
-Attention attention_of(const std::string& name) { return name == "dense" ? Attention::dense : Attention::sparse; }
 at::ScalarType type_of(const std::string& name) { return name == "bf16" ? at::kBFloat16 : at::kFloat; }
 
 void generate_command(Options o, Common& common) {
@@ -36,16 +35,18 @@ void generate_command(Options o, Common& common) {
   Tokenizer tokenizer(folder / "tokenizer.json");
   auto prompt = tokenizer.encode(o.prompt, /*parse_special=*/true);
   prompt.insert(prompt.begin(), int32_t(model.config().bos_token_id));
-  o.generate.attention = attention_of(o.attention);
-  o.generate.type = type_of(o.dtype);
-  o.generate.eos = int32_t(model.config().eos_token_id);
+  EngineOptions options{.dense = o.attention == "dense", .bf16 = o.dtype == "bf16"};
+  options.max_context = int64_t(prompt.size()) + o.request.max_tokens;
+  Engine engine(model, options);
+  o.request.prompt = prompt, o.request.stop_tokens = {int32_t(model.config().eos_token_id)};
   if (!common.json) std::fputs(o.prompt.c_str(), stdout);
   std::vector<int32_t> made;
   auto start = std::chrono::steady_clock::now();
-  generate(model, prompt, o.generate, [&](int32_t id) {
-    made.push_back(id);
-    if (!common.json) std::fputs(tokenizer.decode({id}, /*skip_special=*/true).c_str(), stdout), std::fflush(stdout);
-    return !g_stop;
+  complete(engine, o.request, [&](const Event& event) {
+    if (g_stop) engine.cancel(event.request);
+    if (!event.token) return;
+    made.push_back(event.token->id);
+    if (!common.json) std::fputs(tokenizer.decode({made.back()}, /*skip_special=*/true).c_str(), stdout), std::fflush(stdout);
   });
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   auto text = valid_utf8(tokenizer.decode(made, true));
@@ -188,18 +189,23 @@ void perplexity_command(const Options& o, bool json) {
 
 void add_generate(CLI::App& app, Common& common) {
   auto o = std::make_shared<Options>();
+  o->request.sampling = {.temperature = 0.8, .top_p = 0.95, .seed = 1};
   auto* command = app.add_subcommand("generate", "Text from a model, token by token through the cache");
   command->add_option("--model", o->model, "Model folder or run directory")->required();
   command->add_option("--prompt", o->prompt, "Text to go on from")->required();
-  command->add_option("--max-tokens", o->generate.max_tokens, "New tokens at most")
+  command->add_option("--max-tokens", o->request.max_tokens, "New tokens at most")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  command->add_option("--temperature", o->generate.temperature, "0: the most likely token")
+  command->add_option("--temperature", o->request.sampling.temperature, "0: the most likely token")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
-  command->add_option("--top-p", o->generate.top_p, "Sample from the most likely tokens of this probability")
+  command->add_option("--top-p", o->request.sampling.top_p, "Sample from the most likely tokens of this probability")
       ->capture_default_str();
-  command->add_option("--seed", o->generate.seed, "Same seed, same text")->capture_default_str();
+  command->add_option("--top-k", o->request.sampling.top_k, "Sample from so many of the most likely tokens; 0: all")
+      ->capture_default_str();
+  command->add_option("--min-p", o->request.sampling.min_p, "Leave out what is less likely than this share of the likeliest")
+      ->capture_default_str();
+  command->add_option("--seed", o->request.sampling.seed, "Same seed, same text")->capture_default_str();
   command->add_option("--attention", o->attention, "Form of attention")
       ->capture_default_str()
       ->check(CLI::IsMember({"sparse", "dense"}));

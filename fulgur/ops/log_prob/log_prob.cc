@@ -226,6 +226,8 @@ Tensor logits(const Tensor& x_ND, const Tensor& weight_VD) {
   return op.call(x_ND.detach(), weight_VD.detach());
 }
 
+float log_sum_exp(const float* logits, int64_t size) { return FULGUR_CALL(log_sum_exp)(logits, size); }
+
 Tensor log_prob(const Tensor& x_ND, const Tensor& weight_VD, const Tensor& targets_N) {
   static const auto op = typed<Forward>("log_prob");
   return std::get<0>(op.call(x_ND, weight_VD, targets_N));

@@ -14,6 +14,9 @@ at::Tensor logits(const at::Tensor& x_ND, const at::Tensor& weight_VD);
 // backward scales them; rows of unequal weight cost another pass. Throws InputError on a target >= V.
 at::Tensor log_prob(const at::Tensor& x_ND, const at::Tensor& weight_VD, const at::Tensor& targets_N);
 
+// log(sum exp(row)) of a row of logits: log_prob is logit - log_sum_exp, to the bit.
+float log_sum_exp(const float* logits, int64_t size);
+
 namespace reference {
 at::Tensor log_prob(const at::Tensor& x_ND, const at::Tensor& weight_VD, const at::Tensor& targets_N);
 }

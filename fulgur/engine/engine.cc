@@ -1,0 +1,419 @@
+#include "fulgur/engine/engine.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <cmath>
+#include <condition_variable>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "fulgur/base/threads.h"
+#include "fulgur/engine/page_tree.h"
+#include "fulgur/model/transformer.h"
+#include "fulgur/ops/log_prob/log_prob.h"
+
+namespace fulgur {
+namespace {
+
+struct Sequence {
+  uint64_t id;
+  Request request;
+  OnEvent on_event;
+  std::vector<int32_t> tokens;  // the prompt, then what was generated
+  PageTree::Held held;
+  int64_t computed = 0;       // tokens whose keys lie in the pages
+  int64_t cached_tokens = 0;  // of the prompt, found when it was first admitted
+  bool admitted = false;
+  TokenCounts counts;
+
+  int64_t generated() const { return int64_t(tokens.size() - request.prompt.size()); }
+  int64_t missing() const { return int64_t(tokens.size()) - computed; }
+};
+
+// Whom the batch would rather keep: the larger priority, then the elder.
+bool stronger(const Sequence& a, const Sequence& b) {
+  return a.request.priority > b.request.priority || (a.request.priority == b.request.priority && a.id < b.id);
+}
+
+int64_t page_bytes(const ModelConfig& c, const EngineOptions& o) {
+  int64_t values = o.dense ? c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim)
+                           : c.kv_lora_rank + c.qk_rope_head_dim + c.index_head_dim;
+  return c.num_hidden_layers * values * (o.bf16 ? 2 : 4) * kPageKeys;
+}
+
+void check_options(const ModelConfig& config, const EngineOptions& o) {
+  FULGUR_CHECK(o.dense || config.has_indexer(), "[engine] expected a deepseek_v32 model for sparse attention, got ",
+               config.model_type, "\n  hint: dense attention");
+  FULGUR_CHECK(o.chunk > 0 && o.max_batch > 0 && o.max_waiting > 0 && o.max_context >= 0,
+               "[engine] expected a positive chunk, batch, queue and context, got ", o.chunk, ", ", o.max_batch, ", ",
+               o.max_waiting, ", ", o.max_context);
+  int64_t page = page_bytes(config, o);
+  FULGUR_CHECK(o.cache_bytes == 0 || o.cache_bytes >= page, "[engine] cache_bytes: expected room for a page of 64 tokens, ", page,
+               " bytes, got ", o.cache_bytes);
+}
+
+int64_t context_of(const ModelConfig& config, const EngineOptions& o) {
+  int64_t most = config.max_position_embeddings;
+  return o.max_context > 0 ? std::min(o.max_context, most) : most;
+}
+
+}  // namespace
+
+const char* finish_name(Finish finish) {
+  switch (finish) {
+    case Finish::stop:
+      return "stop";
+    case Finish::length:
+      return "length";
+    case Finish::cancelled:
+      return "cancelled";
+    default:
+      return "failed";
+  }
+}
+
+class Engine::Loop {
+ public:
+  Loop(const Transformer& model, const EngineOptions& options)
+      : model_(model),
+        options_((check_options(model.config(), options), options)),
+        pages_(options.cache_bytes > 0 ? options.cache_bytes / page_bytes(model.config(), options)
+                                       : pages_for(context_of(model.config(), options))),
+        max_context_(std::min(context_of(model.config(), options), pages_ * kPageKeys)),
+        cache_(model.config(), attention(), type(), pages_),
+        tree_(pages_),
+        thread_([this] { run(); }) {}
+
+  ~Loop() {
+    {
+      std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_one();
+    thread_.join();
+  }
+
+  uint64_t submit(Request request, OnEvent on_event);
+  void cancel(uint64_t id) {
+    {
+      std::lock_guard lock(mutex_);
+      cancelled_.insert(id);
+    }
+    wake_.notify_one();
+  }
+  EngineStatistics statistics() const {
+    std::lock_guard lock(mutex_);
+    return statistics_;
+  }
+
+ private:
+  using Owned = std::unique_ptr<Sequence>;
+  struct Part {  // what a step computes of a sequence
+    Sequence* sequence;
+    int64_t rows;
+  };
+
+  Attention attention() const { return options_.dense ? Attention::dense : Attention::sparse; }
+  at::ScalarType type() const { return options_.bf16 ? at::kBFloat16 : at::kFloat; }
+
+  void run();
+  bool take_orders();
+  void admit();
+  std::vector<Part> plan();
+  void make_room();
+  void preempt(Sequence& sequence);
+  void step(const std::vector<Part>& parts);
+  void sample(const std::vector<Sequence*>& ready, const at::Tensor& logits);
+  void accept(Sequence& sequence, Token token);
+  void finish(Owned sequence, Finish how, const std::string& error = "");
+  Owned remove(Sequence& sequence);
+  bool will_share(const Sequence& sequence) const;
+  void publish_statistics();
+
+  const Transformer& model_;
+  const EngineOptions options_;
+  const int64_t pages_, max_context_;
+
+  // Of the engine's thread alone.
+  Cache cache_;
+  PageTree tree_;
+  std::vector<Owned> waiting_, running_;  // waiting: the strongest first
+  EngineStatistics now_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<Owned> inbox_;
+  std::set<uint64_t> cancelled_;
+  bool stop_ = false;
+  uint64_t next_id_ = 1;
+  int64_t queued_ = 0;  // in the inbox or waiting
+  EngineStatistics statistics_;
+
+  std::thread thread_;  // last: it uses all of the above
+};
+
+uint64_t Engine::Loop::submit(Request request, OnEvent on_event) {
+  const auto& config = model_.config();
+  int64_t length = int64_t(request.prompt.size());
+  FULGUR_CHECK(length > 0, "[engine] prompt: expected at least one token, got none");
+  FULGUR_CHECK(length < max_context_, "[engine] prompt: expected fewer than ", max_context_, " tokens (context and memory), got ",
+               length);
+  for (int32_t id : request.prompt)
+    FULGUR_CHECK(id >= 0 && id < config.vocab_size, "[engine] prompt: expected token ids below ", config.vocab_size, ", got ",
+                 id);
+  FULGUR_CHECK(request.max_tokens > 0, "[engine] max_tokens: expected a positive number, got ", request.max_tokens);
+  FULGUR_CHECK(request.top_log_probs >= 0 && request.top_log_probs <= config.vocab_size,
+               "[engine] top_log_probs: expected a number from 0 to ", config.vocab_size, ", got ", request.top_log_probs);
+  validate(request.sampling, config.vocab_size);
+  auto sequence = std::make_unique<Sequence>();
+  sequence->tokens = request.prompt;
+  if (request.sampling.penalises())
+    for (int32_t id : request.prompt) sequence->counts.add(id, /*generated=*/false);
+  sequence->request = std::move(request), sequence->on_event = std::move(on_event);
+  uint64_t id;
+  {
+    std::lock_guard lock(mutex_);
+    if (queued_ >= options_.max_waiting)
+      throw QueueFull(cat("[engine] expected at most ", options_.max_waiting, " waiting requests, got one more"),
+                      "try again later");
+    id = sequence->id = next_id_++;
+    inbox_.push_back(std::move(sequence));
+    statistics_.waiting = ++queued_;
+  }
+  wake_.notify_one();
+  return id;
+}
+
+void Engine::Loop::run() {
+  c10::AutoGradMode no_grad(false);
+  while (take_orders()) {
+    try {
+      admit();
+      make_room();
+      if (!running_.empty()) step(plan());
+    } catch (const std::exception& error) {  // such as no memory: it must not end the engine
+      while (!running_.empty()) finish(remove(*running_.back()), Finish::failed, error.what());
+    }
+    publish_statistics();
+  }
+  for (auto* list : {&waiting_, &running_})
+    while (!list->empty()) {
+      auto sequence = std::move(list->back());
+      list->pop_back();
+      finish(std::move(sequence), Finish::cancelled);
+    }
+}
+
+// New and cancelled requests; waits while there is nothing to do. False: the end.
+bool Engine::Loop::take_orders() {
+  std::set<uint64_t> cancelled;
+  {
+    std::unique_lock lock(mutex_);
+    if (running_.empty() && waiting_.empty()) wake_.wait(lock, [&] { return stop_ || !inbox_.empty() || !cancelled_.empty(); });
+    for (auto& sequence : inbox_) waiting_.push_back(std::move(sequence));
+    inbox_.clear();
+    cancelled.swap(cancelled_);
+    if (stop_) return false;
+  }
+  std::stable_sort(waiting_.begin(), waiting_.end(), [](const Owned& a, const Owned& b) { return stronger(*a, *b); });
+  for (auto* list : {&waiting_, &running_})
+    for (size_t i = list->size(); i-- > 0;)
+      if (Sequence& sequence = *(*list)[i]; cancelled.contains(sequence.id)) finish(remove(sequence), Finish::cancelled);
+  return true;
+}
+
+// Whether a running sequence is reading text that this one begins with and the tree does not have yet: waiting for it is cheaper
+// than reading the text twice.
+bool Engine::Loop::will_share(const Sequence& sequence) const {
+  for (const auto& other : running_) {
+    int64_t shared =
+        std::mismatch(sequence.tokens.begin(), sequence.tokens.end() - 1, other->tokens.begin(), other->tokens.end()).first -
+        sequence.tokens.begin();
+    if (other->missing() > 1 && shared / kPageKeys > other->computed / kPageKeys) return true;
+  }
+  return false;
+}
+
+// The strongest first, as long as there is room; who waits for a text that is being read lets others by.
+void Engine::Loop::admit() {
+  for (size_t i = 0; i < waiting_.size() && int64_t(running_.size()) < options_.max_batch;) {
+    Sequence& sequence = *waiting_[i];
+    if (will_share(sequence)) {
+      ++i;
+      continue;
+    }
+    auto match = tree_.match(sequence.tokens, sequence.held);
+    if (match.copy) cache_.copy_keys(match.copy->from, match.copy->to, match.copy->count);
+    int64_t length = int64_t(sequence.tokens.size()), wanted = pages_for(length) - int64_t(sequence.held.pages.size());
+    // Every running sequence keeps two pages to grow, or it would take these back at once.
+    bool fits = wanted + 2 * int64_t(running_.size()) <= tree_.available();
+    if (!fits || !tree_.grow(sequence.held, length)) {
+      tree_.release(sequence.tokens, match.tokens, sequence.held);
+      return;
+    }
+    sequence.computed = match.tokens;
+    if (!sequence.admitted) {
+      sequence.admitted = true;
+      sequence.cached_tokens = match.tokens;
+      now_.prompt_tokens += int64_t(sequence.request.prompt.size()), now_.cached_tokens += match.tokens;
+    }
+    running_.push_back(std::move(waiting_[i]));
+    waiting_.erase(waiting_.begin() + int64_t(i));
+  }
+}
+
+// Pages for every token, the strongest sequence's first; the weakest give theirs up.
+void Engine::Loop::make_room() {
+  std::sort(running_.begin(), running_.end(), [](const Owned& a, const Owned& b) { return stronger(*a, *b); });
+  for (size_t i = 0; i < running_.size(); ++i)
+    while (i < running_.size() && !tree_.grow(running_[i]->held, int64_t(running_[i]->tokens.size()))) preempt(*running_.back());
+}
+
+// One row of each sequence that generates, and `chunk` rows of those that read: the least to read first, but a quarter for the
+// eldest, which would else starve behind short ones.
+std::vector<Engine::Loop::Part> Engine::Loop::plan() {
+  std::vector<Part> parts;
+  std::vector<Sequence*> readers;
+  for (const auto& sequence : running_) {
+    if (sequence->missing() == 1) parts.push_back({sequence.get(), 1});
+    else readers.push_back(sequence.get());
+  }
+  if (readers.empty()) return parts;
+  Sequence* eldest = *std::min_element(readers.begin(), readers.end(), [](auto* a, auto* b) { return a->id < b->id; });
+  std::stable_sort(readers.begin(), readers.end(), [](const Sequence* a, const Sequence* b) {
+    if (a->request.priority != b->request.priority) return a->request.priority > b->request.priority;
+    return a->missing() < b->missing();
+  });
+  int64_t reserved = std::min(eldest->missing(), (options_.chunk + 3) / 4), left = options_.chunk - reserved;
+  for (Sequence* reader : readers) {
+    int64_t own = reader == eldest ? reserved : 0, rows = std::min(reader->missing(), left + own);
+    left -= rows - own;
+    if (rows > 0) parts.push_back({reader, rows});
+  }
+  return parts;
+}
+
+void Engine::Loop::preempt(Sequence& sequence) {
+  tree_.release(sequence.tokens, sequence.computed, sequence.held);
+  sequence.computed = 0;
+  ++now_.preemptions;
+  auto owned = remove(sequence);
+  auto behind = std::find_if(waiting_.begin(), waiting_.end(), [&](const Owned& other) { return stronger(*owned, *other); });
+  waiting_.insert(behind, std::move(owned));
+}
+
+void Engine::Loop::step(const std::vector<Part>& parts) {
+  std::vector<CachedSequence> places;
+  std::vector<std::vector<int32_t>> tokens;
+  std::vector<int64_t> last_rows;
+  std::vector<Sequence*> ready;
+  int64_t rows = 0;
+  for (const auto& [sequence, count] : parts) {
+    places.push_back({sequence->held.pages, sequence->computed});
+    auto first = sequence->tokens.begin() + sequence->computed;
+    tokens.emplace_back(first, first + count);
+    rows += count;
+    if (count == sequence->missing()) last_rows.push_back(rows - 1), ready.push_back(sequence);
+  }
+  std::vector<CachedSequence*> all;
+  for (auto& place : places) all.push_back(&place);
+  auto hidden_ND = model_.forward(append(all, tokens), {.attention = attention(), .type = type()}, &cache_);
+  ++now_.steps, now_.rows += rows;
+  for (const auto& [sequence, count] : parts) {
+    sequence->computed += count;
+    tree_.publish(sequence->tokens, sequence->computed, sequence->held);
+  }
+  if (ready.empty()) return;
+  auto index = at::from_blob(last_rows.data(), {int64_t(last_rows.size())}, at::kLong);
+  sample(ready, ops::logits(hidden_ND.index_select(0, index), model_.weights().lm_head));
+}
+
+void Engine::Loop::sample(const std::vector<Sequence*>& ready, const at::Tensor& logits_NV) {
+  int64_t V = logits_NV.size(1);
+  const float* logits = logits_NV.const_data_ptr<float>();
+  std::vector<Token> made(ready.size());
+  std::vector<float> sums(ready.size());
+  parallel_for(int64_t(ready.size()), [&](int64_t i) {
+    const Sequence& sequence = *ready[i];
+    std::span<const float> row(logits + i * V, V);
+    float lse = sums[i] = ops::log_sum_exp(row.data(), V);
+    if (!std::isfinite(lse)) return;
+    Draw drawn = draw(row, sequence.request.sampling, sequence.counts, sequence.tokens.size());
+    made[i] = {drawn.token, row[drawn.token] - lse, {}, std::move(drawn.kept)};
+    for (int32_t id : most_likely(row, sequence.request.top_log_probs)) made[i].top.push_back({id, row[id] - lse});
+  });
+  for (size_t i = 0; i < ready.size(); ++i) {
+    if (std::isfinite(sums[i])) accept(*ready[i], std::move(made[i]));
+    else finish(remove(*ready[i]), Finish::failed, "[engine] expected finite logits, got NaN or infinity");
+  }
+}
+
+void Engine::Loop::accept(Sequence& sequence, Token token) {
+  const Request& request = sequence.request;
+  sequence.tokens.push_back(token.id);
+  if (request.sampling.penalises()) sequence.counts.add(token.id, /*generated=*/true);
+  ++now_.generated_tokens;
+  sequence.on_event(
+      {.request = sequence.id, .token = &token, .finish = nullptr, .error = "", .cached_tokens = sequence.cached_tokens});
+  bool stops = std::find(request.stop_tokens.begin(), request.stop_tokens.end(), token.id) != request.stop_tokens.end();
+  bool full = sequence.generated() >= request.max_tokens || int64_t(sequence.tokens.size()) >= max_context_;
+  if (stops || full) finish(remove(sequence), stops ? Finish::stop : Finish::length);
+}
+
+std::unique_ptr<Sequence> Engine::Loop::remove(Sequence& sequence) {
+  for (auto* list : {&running_, &waiting_}) {
+    auto at = std::find_if(list->begin(), list->end(), [&](const Owned& owned) { return owned.get() == &sequence; });
+    if (at == list->end()) continue;
+    auto owned = std::move(*at);
+    list->erase(at);
+    return owned;
+  }
+  return nullptr;
+}
+
+void Engine::Loop::finish(Owned sequence, Finish how, const std::string& error) {
+  tree_.release(sequence->tokens, sequence->computed, sequence->held);
+  sequence->on_event(
+      {.request = sequence->id, .token = nullptr, .finish = &how, .error = error, .cached_tokens = sequence->cached_tokens});
+}
+
+void Engine::Loop::publish_statistics() {
+  auto count = tree_.count();
+  now_.waiting = int64_t(waiting_.size()), now_.running = int64_t(running_.size());
+  now_.pages = count.pages, now_.pages_free = count.free, now_.pages_cached = count.cached, now_.evictions = count.evictions;
+  std::lock_guard lock(mutex_);
+  queued_ = now_.waiting + int64_t(inbox_.size());
+  now_.waiting = queued_;
+  statistics_ = now_;
+}
+
+Engine::Engine(const Transformer& model, const EngineOptions& options) : loop_(std::make_unique<Loop>(model, options)) {}
+Engine::~Engine() = default;
+uint64_t Engine::submit(Request request, OnEvent on_event) { return loop_->submit(std::move(request), std::move(on_event)); }
+void Engine::cancel(uint64_t request) { loop_->cancel(request); }
+EngineStatistics Engine::statistics() const { return loop_->statistics(); }
+
+Completion complete(Engine& engine, Request request, const OnEvent& also) {
+  Completion out;
+  std::mutex mutex;
+  std::condition_variable ended;
+  bool done = false;
+  engine.submit(std::move(request), [&](const Event& event) {
+    if (also) also(event);
+    std::lock_guard lock(mutex);
+    if (event.token) out.tokens.push_back(*event.token);
+    if (!event.finish) return;
+    out.finish = *event.finish, out.error = event.error, out.cached_tokens = event.cached_tokens;
+    done = true;
+    ended.notify_one();
+  });
+  std::unique_lock lock(mutex);
+  ended.wait(lock, [&] { return done; });
+  return out;
+}
+
+}  // namespace fulgur
