@@ -149,6 +149,9 @@ TEST_P(Layers, EmbeddingAddsGradientsOfEqualTokensAndZeroesMinusOne) {
   EXPECT_LT(worst_difference([&](const List& in) { return embedding(in[0], ids, at::kFloat); },
                              [&](const List& in) { return reference::embedding(in[0], ids, at::kFloat); }, {leaf({9, 70})}),
             1e-5);
+  auto half = at::randn({9, 70}).to(at::kBFloat16);
+  for (auto type : {at::kFloat, at::kBFloat16})
+    EXPECT_TRUE(at::equal(embedding(half, ids, type), reference::embedding(half.to(at::kFloat), ids, type)));
 }
 
 TEST_P(Layers, AdamwEqualsTheReferenceOverSteps) {

@@ -1,5 +1,6 @@
 #include "fulgur/ops/embedding/embedding.h"
 
+#include <cstring>
 #include <numeric>
 #include <vector>
 
@@ -15,20 +16,20 @@ constexpr int64_t kBlock = 64;  // rows a task writes
 
 Tensor embedding_cpu(const Tensor& weight_in, const Tensor& ids_in, bool bf16) {
   auto weight = weight_in.contiguous(), ids = ids_in.to(at::kInt).contiguous();
-  FULGUR_CHECK(weight.scalar_type() == at::kFloat, "[embedding] expected a float32 table, got ", weight.scalar_type());
-  int64_t V = weight.size(0), D = weight.size(1), N = ids.numel();
-  auto rows = at::empty({N, D}, weight.options());
+  storage(weight, "embedding");  // f32 or bf16
+  int64_t V = weight.size(0), N = ids.numel(), row_bytes = weight.size(1) * weight.element_size();
+  auto rows = at::empty({N, weight.size(1)}, weight.options());
   const int* id = ids.const_data_ptr<int>();
-  const float* from = weight.const_data_ptr<float>();
-  float* to = rows.mutable_data_ptr<float>();
+  const auto* from = static_cast<const char*>(weight.const_data_ptr());
+  auto* to = static_cast<char*>(rows.mutable_data_ptr());
   parallel_for((N + kBlock - 1) / kBlock, [&](int64_t block) {
     for (int64_t i = block * kBlock; i < std::min(N, (block + 1) * kBlock); ++i) {
       FULGUR_CHECK(id[i] >= -1 && id[i] < V, "[embedding] expected token ids below ", V, ", got ", id[i]);
-      if (id[i] < 0) std::fill(to + i * D, to + (i + 1) * D, 0.0f);
-      else std::copy(from + id[i] * D, from + (id[i] + 1) * D, to + i * D);
+      if (id[i] < 0) std::memset(to + i * row_bytes, 0, row_bytes);
+      else std::memcpy(to + i * row_bytes, from + id[i] * row_bytes, row_bytes);
     }
   });
-  return bf16 ? rows.to(at::kBFloat16) : rows;
+  return rows.to(bf16 ? at::kBFloat16 : at::kFloat);
 }
 
 Tensor embedding_meta(const Tensor& weight, const Tensor& ids, bool bf16) {
