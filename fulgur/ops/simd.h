@@ -29,6 +29,15 @@ inline Vec load(const float* at) { return *reinterpret_cast<const UnalignedVec*>
 inline void store(float* at, Vec value) { *reinterpret_cast<UnalignedVec*>(at) = value; }
 inline Vec splat(float value) { return value - Vec{}; }  // minus, since 0 + (-0) is 0 and would cost an addition
 
+// Stays in its register: GCC would rather read what was loaded again at each use, and loads run out before multiplications do.
+inline void keep([[maybe_unused]] Vec& value) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(value));
+#elif defined(__AVX2__)
+  asm("" : "+x"(value));
+#endif
+}
+
 // a * b + c, rounded once where the CPU has FMA.
 inline Vec fma(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)

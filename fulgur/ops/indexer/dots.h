@@ -39,6 +39,7 @@ inline void add_heads(const float* q, int64_t D, const float* keys, const float*
   Vec acc[Heads][2] = {};
   for (int64_t d = 0; d < D; ++d, keys += kGemmCols) {
     Vec k0 = load(keys), k1 = load(keys + kLanes);
+    keep(k0), keep(k1);
 #pragma GCC unroll 16
     for (int j = 0; j < Heads; ++j) {
       Vec value = splat(q[j * D + d]);

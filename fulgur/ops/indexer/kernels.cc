@@ -27,12 +27,12 @@ void for_pages(const IndexerParams& p, int64_t key, int64_t count, const Each& e
     each(element(p.k, p.type, p.pages[(key + done) / kPageKeys] * p.D * kPageKeys), std::min(kPageKeys, count - done), done);
 }
 
-// A page's keys lie [D][64]: panels of them are copied, and widened.
+// A page's keys lie [D][64]: panels of them are copied, and widened, in the order in which memory is read fastest.
 template <class T>
 void copy_panels(const T* page, int64_t D, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; i += kGemmCols)
-    for (int64_t d = 0; d < D; ++d, to += kGemmCols)
-      for (int v = 0; v < kGemmCols; v += kLanes) store(to + v, load_as_f32(page + d * kPageKeys + i + v, false));
+  for (int64_t d = 0; d < D; ++d, page += kPageKeys, to += kGemmCols)
+    for (int64_t i = 0; i < count; i += kGemmCols)
+      for (int v = 0; v < kGemmCols; v += kLanes) store(to + i * D + v, load_as_f32(page + i + v, false));
 }
 
 // Heads longer than one FMA chain of a product: the dots are stored.
