@@ -230,10 +230,11 @@ bool Engine::Loop::take_orders() {
 // than reading the text twice.
 bool Engine::Loop::will_share(const Sequence& sequence) const {
   for (const auto& other : running_) {
+    if (other->missing() == 1) continue;  // it generates
     int64_t shared =
         std::mismatch(sequence.tokens.begin(), sequence.tokens.end() - 1, other->tokens.begin(), other->tokens.end()).first -
         sequence.tokens.begin();
-    if (other->missing() > 1 && shared / kPageKeys > other->computed / kPageKeys) return true;
+    if (shared / kPageKeys > other->computed / kPageKeys) return true;
   }
   return false;
 }
