@@ -4,6 +4,7 @@
 #include <c10/core/GradMode.h>
 
 #include <cstdio>
+#include <map>
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/threads.h"
@@ -37,14 +38,6 @@ std::vector<int64_t> depths_of(const std::string& list) {
     at = end + 1;
   }
   return depths;
-}
-
-// Matrices in the given type, as a checkpoint holds them; norms and biases stay f32.
-Transformer random_model(const ModelConfig& config, at::ScalarType type) {
-  auto weights = init_weights(config, 1);
-  for (auto& parameter : parameters(weights))
-    if (parameter.tensor->dim() >= 2) *parameter.tensor = parameter.tensor->to(type);
-  return Transformer(config, std::move(weights));
 }
 
 // How the model attends: the sparse form, or one of the dense ones, which differ in what they cost.
@@ -151,7 +144,12 @@ void bench_model(const Options& o) {
   for (int64_t depth : depths)
     FULGUR_CHECK(depth + o.chunk <= config.max_position_embeddings, "[bench] --depth: expected at most ",
                  config.max_position_embeddings - o.chunk, ", got ", depth);
-  auto model = random_model(config, o.dtype == "bf16" ? at::kBFloat16 : at::kFloat);
+  auto packed = [&, weights = init_weights(config, 1)](bool absorbed) {  // as an engine holds them
+    return Transformer(config, pack_weights(config, weights, o.dtype == "bf16" ? at::kBFloat16 : at::kFloat, absorbed));
+  };
+  std::map<Attention, Transformer> models;
+  models.emplace(Attention::sparse, packed(true));
+  if (o.dense) models.emplace(Attention::dense, packed(false));
   Limits limits;
   std::printf("peaks: %.0f GFLOP/s (best large GEMM), %.1f GB/s (reading 2 GB), %d threads, %s\n", limits.flops() / 1e9,
               limits.bandwidth() / 1e9, threads(), isa_name(isa()));
@@ -165,7 +163,7 @@ void bench_model(const Options& o) {
       // Absorbed, a pair of a long prompt costs several times what it costs expanded; a token alone reads less.
       if (o.dense && rows == 1) ways.push_back({"dense absorbed", Form::dense_absorbed});
       std::vector<Json> of_depth;
-      for (const auto& way : ways) of_depth.push_back(measure(model, way, o, depth, rows, limits));
+      for (const auto& way : ways) of_depth.push_back(measure(models.at(way.attention()), way, o, depth, rows, limits));
       if (o.dense) compare_forms(of_depth);
       for (auto& r : of_depth) results.push_back(r);
     }

@@ -35,10 +35,10 @@ void generate_command(Options o, Common& common) {
   Tokenizer tokenizer(folder / "tokenizer.json");
   auto prompt = tokenizer.encode(o.prompt, /*parse_special=*/true);
   prompt.insert(prompt.begin(), int32_t(model.config().bos_token_id));
+  o.request.prompt = prompt, o.request.stop_tokens = {int32_t(model.config().eos_token_id)};
   EngineOptions options{.dense = o.attention == "dense", .bf16 = o.dtype == "bf16"};
   options.max_context = int64_t(prompt.size()) + o.request.max_tokens;
-  Engine engine(model, options);
-  o.request.prompt = prompt, o.request.stop_tokens = {int32_t(model.config().eos_token_id)};
+  Engine engine(std::move(model), options);
   if (!common.json) std::fputs(o.prompt.c_str(), stdout);
   std::vector<int32_t> made;
   auto start = std::chrono::steady_clock::now();

@@ -78,13 +78,13 @@ const char* finish_name(Finish finish) {
 
 class Engine::Loop {
  public:
-  Loop(const Transformer& model, const EngineOptions& options)
-      : model_(model),
-        options_((check_options(model.config(), options), options)),
-        pages_(options.cache_bytes > 0 ? options.cache_bytes / page_bytes(model.config(), options)
-                                       : pages_for(context_of(model.config(), options))),
-        max_context_(std::min(context_of(model.config(), options), pages_ * kPageKeys)),
-        cache_(model.config(), attention(), type(), pages_),
+  Loop(Transformer model, const EngineOptions& options)
+      : options_((check_options(model.config(), options), options)),
+        model_(model.config(), pack_weights(model.config(), std::move(model.weights()), type(), !options.dense)),
+        pages_(options.cache_bytes > 0 ? options.cache_bytes / page_bytes(model_.config(), options)
+                                       : pages_for(context_of(model_.config(), options))),
+        max_context_(std::min(context_of(model_.config(), options), pages_ * kPageKeys)),
+        cache_(model_.config(), attention(), type(), pages_),
         tree_(pages_),
         thread_([this] { run(); }) {}
 
@@ -134,8 +134,8 @@ class Engine::Loop {
   bool will_share(const Sequence& sequence) const;
   void publish_statistics();
 
-  const Transformer& model_;
   const EngineOptions options_;
+  const Transformer model_;
   const int64_t pages_, max_context_;
 
   // Of the engine's thread alone.
@@ -392,7 +392,7 @@ void Engine::Loop::publish_statistics() {
   statistics_ = now_;
 }
 
-Engine::Engine(const Transformer& model, const EngineOptions& options) : loop_(std::make_unique<Loop>(model, options)) {}
+Engine::Engine(Transformer model, const EngineOptions& options) : loop_(std::make_unique<Loop>(std::move(model), options)) {}
 Engine::~Engine() = default;
 uint64_t Engine::submit(Request request, OnEvent on_event) { return loop_->submit(std::move(request), std::move(on_event)); }
 void Engine::cancel(uint64_t request) { loop_->cancel(request); }

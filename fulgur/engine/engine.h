@@ -78,8 +78,9 @@ class QueueFull : public InputError {
 
 class Engine {
  public:
-  // The model must outlive it. Throws InputError when an option is impossible or the memory holds no page.
-  Engine(const Transformer& model, const EngineOptions& options);
+  // Keeps the weights packed (model/weights.h); what only `model` held of them is freed. Throws InputError when an option is
+  // impossible or the memory holds no page.
+  Engine(Transformer model, const EngineOptions& options);
   ~Engine();  // cancels what runs
 
   // Throws InputError when the request cannot be served: an id outside the vocabulary, an empty prompt or one longer than the

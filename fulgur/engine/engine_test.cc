@@ -30,7 +30,19 @@ ModelConfig small_config() {
   return c;
 }
 
-int64_t page_bytes(bool bf16) { return 3 * (20 + 6 + 14) * (bf16 ? 2 : 4) * 64; }
+// Sizes whose weights are all packed.
+ModelConfig packed_config() {
+  ModelConfig c = small_config();
+  c.hidden_size = 48, c.intermediate_size = 80, c.moe_intermediate_size = 32;
+  c.q_lora_rank = 32, c.kv_lora_rank = 16, c.qk_nope_head_dim = 8, c.qk_rope_head_dim = 16, c.v_head_dim = 16;
+  c.index_n_heads = 16, c.index_head_dim = 16;
+  validate(c, "packed");
+  return c;
+}
+
+int64_t page_bytes(bool bf16, const ModelConfig& c = small_config()) {
+  return c.num_hidden_layers * (c.kv_lora_rank + c.qk_rope_head_dim + c.index_head_dim) * (bf16 ? 2 : 4) * 64;
+}
 
 std::vector<int32_t> text(RandomStream& random, int64_t length) {
   std::vector<int32_t> tokens(length);
@@ -109,6 +121,8 @@ class EngineTest : public testing::Test {
     }
   }
 
+  void crowd_equals_its_forward_passes(bool dense, bool bf16);
+
   c10::AutoGradMode no_grad{false};
   Transformer model{small_config(), init_weights(small_config(), 7)};
   int64_t compared = 0;
@@ -116,42 +130,53 @@ class EngineTest : public testing::Test {
 
 // Texts that share beginnings, of any length, cancelled here and there, in a cache too small for them: pages are reused, given up
 // and computed again.
-TEST_F(EngineTest, EverySequenceEqualsItsForwardPassWhateverHappens) {
-  for (auto [dense, bf16] : {std::pair{false, false}, {false, true}, {true, false}}) {
-    EngineOptions options{
-        .dense = dense, .bf16 = bf16, .cache_bytes = 14 * page_bytes(bf16) * (dense ? 4 : 1), .chunk = 48, .max_batch = 6};
-    RandomStream random(11, "crowd");
-    std::vector<std::vector<int32_t>> stems{text(random, 150), text(random, 90), {}};
-    Engine engine(model, options);
-    {
-      Crowd crowd(engine);
-      for (int i = 0; i < 60; ++i) {
-        auto prompt = stems[random.below(stems.size())];
-        prompt.resize(std::min<size_t>(prompt.size(), 1 + random.below(160)));
-        auto tail = text(random, 1 + int64_t(random.below(120)));
-        prompt.insert(prompt.end(), tail.begin(), tail.end());
-        Request request{.prompt = prompt, .max_tokens = 1 + int64_t(random.below(230)), .priority = int(random.below(3))};
-        request.sampling = {.temperature = i % 3 == 0 ? 0.0 : 0.8, .top_p = i % 2 == 0 ? 0.9 : 1.0, .seed = uint64_t(i)};
-        auto id = crowd.submit(request);
-        if (i % 7 == 0) engine.cancel(id);
-      }
-      crowd.wait();
-      int64_t cancelled = 0;
-      for (const auto& one : crowd.all()) {
-        cancelled += one->done.finish == Finish::cancelled;
-        EXPECT_NE(one->done.finish, Finish::failed) << one->done.error;
-        EXPECT_TRUE(one->done.finish != Finish::length || int64_t(one->done.tokens.size()) == one->request.max_tokens);
-        expect_same_bits(*one, options);
-      }
-      EXPECT_GT(cancelled, 0);
+void EngineTest::crowd_equals_its_forward_passes(bool dense, bool bf16) {
+  EngineOptions options{.dense = dense,
+                        .bf16 = bf16,
+                        .cache_bytes = 14 * page_bytes(bf16, model.config()) * (dense ? 4 : 1),
+                        .chunk = 48,
+                        .max_batch = 6};
+  RandomStream random(11, "crowd");
+  std::vector<std::vector<int32_t>> stems{text(random, 150), text(random, 90), {}};
+  Engine engine(model, options);
+  {
+    Crowd crowd(engine);
+    for (int i = 0; i < 60; ++i) {
+      auto prompt = stems[random.below(stems.size())];
+      prompt.resize(std::min<size_t>(prompt.size(), 1 + random.below(160)));
+      auto tail = text(random, 1 + int64_t(random.below(120)));
+      prompt.insert(prompt.end(), tail.begin(), tail.end());
+      Request request{.prompt = prompt, .max_tokens = 1 + int64_t(random.below(230)), .priority = int(random.below(3))};
+      request.sampling = {.temperature = i % 3 == 0 ? 0.0 : 0.8, .top_p = i % 2 == 0 ? 0.9 : 1.0, .seed = uint64_t(i)};
+      auto id = crowd.submit(request);
+      if (i % 7 == 0) engine.cancel(id);
     }
-    while (engine.statistics().running > 0) std::this_thread::yield();
-    auto s = engine.statistics();
-    EXPECT_EQ(s.pages_free + s.pages_cached, s.pages);
-    EXPECT_GT(s.preemptions, 0);
-    EXPECT_GT(s.evictions, 0);
-    EXPECT_GT(s.cached_tokens, 500);
+    crowd.wait();
+    int64_t cancelled = 0;
+    for (const auto& one : crowd.all()) {
+      cancelled += one->done.finish == Finish::cancelled;
+      EXPECT_NE(one->done.finish, Finish::failed) << one->done.error;
+      EXPECT_TRUE(one->done.finish != Finish::length || int64_t(one->done.tokens.size()) == one->request.max_tokens);
+      expect_same_bits(*one, options);
+    }
+    EXPECT_GT(cancelled, 0);
   }
+  while (engine.statistics().running > 0) std::this_thread::yield();
+  auto s = engine.statistics();
+  EXPECT_EQ(s.pages_free + s.pages_cached, s.pages);
+  EXPECT_GT(s.preemptions, 0);
+  EXPECT_GT(s.evictions, 0);
+  EXPECT_GT(s.cached_tokens, 500);
+}
+
+TEST_F(EngineTest, EverySequenceEqualsItsForwardPassWhateverHappens) {
+  for (auto [dense, bf16] : {std::pair{false, false}, {false, true}, {true, false}}) crowd_equals_its_forward_passes(dense, bf16);
+  EXPECT_GT(compared, 8000);
+}
+
+TEST_F(EngineTest, PackedWeightsChangeNoBit) {
+  model = Transformer(packed_config(), init_weights(packed_config(), 8));
+  for (auto [dense, bf16] : {std::pair{false, false}, {false, true}, {true, true}}) crowd_equals_its_forward_passes(dense, bf16);
   EXPECT_GT(compared, 8000);
 }
 

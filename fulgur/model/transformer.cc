@@ -159,16 +159,28 @@ at::Tensor mean_attention(const at::Tensor& q_NHE, const at::Tensor& k_SHE, cons
 
 }  // namespace
 
+namespace {
+
+// The absorbed form's weights by head: up to latent queries and down to values, [H, nope, R] and [H, R, Dv], or packed.
+std::pair<at::Tensor, at::Tensor> by_head(const ModelConfig& config, const AttentionWeights& w) {
+  if (w.k_up_proj.defined()) return {w.k_up_proj, w.v_up_proj};
+  int64_t nope = config.qk_nope_head_dim, Dv = config.v_head_dim;
+  auto kv_b_HER = w.kv_b_proj.view({config.num_attention_heads, nope + Dv, config.kv_lora_rank});
+  return {kv_b_HER.narrow(1, 0, nope), kv_b_HER.narrow(1, nope, Dv).transpose(1, 2)};
+}
+
+}  // namespace
+
 // Absorbed (MQA) form over the selected keys: q = [UK^T q_nope | q_rope], keys [c | k_rope], values c.   Spec B.
 at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL,
                                          int64_t index, Pass& pass) const {
   const auto& [batch, options, cache, losses, rotation] = pass;
   int64_t H = config_.num_attention_heads, nope = config_.qk_nope_head_dim, R = config_.kv_lora_rank;
-  auto kv_b_HER = w.kv_b_proj.view({H, nope + config_.v_head_dim, R});
+  auto [k_up, v_up] = by_head(config_, w);
   auto q_NHE = ops::linear(latent_NL, w.q_b_proj).view({-1, H, nope + config_.qk_rope_head_dim});
   q_NHE = ops::rope(q_NHE, rotation, nope, ops::Pairing::adjacent);
   auto q_parts = q_NHE.split_with_sizes({nope, config_.qk_rope_head_dim}, 2);
-  auto q_NHC = at::cat({ops::head_linear(q_parts[0], kv_b_HER.narrow(1, 0, nope)), q_parts[1]}, 2);
+  auto q_NHC = at::cat({ops::head_linear(q_parts[0], k_up), q_parts[1]}, 2);
 
   auto kv_parts = ops::linear(x_ND, w.kv_a_proj_with_mqa).split_with_sizes({R, config_.qk_rope_head_dim}, 1);
   auto c_NR = ops::rms_norm(kv_parts[0], w.kv_a_layernorm, config_.rms_norm_eps);
@@ -191,8 +203,7 @@ at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Te
     if (options.trace_scores)
       trace->indexer_scores_NS = ops::indexer_scores(indexer.q_NJD, index_SD, indexer.w_NJ, batch.visible_N2, batch.pages_P);
   }
-  auto out_NHV = ops::head_linear(out_NHR, kv_b_HER.narrow(1, nope, config_.v_head_dim).transpose(1, 2));
-  return ops::linear(out_NHV.flatten(1), w.o_proj);
+  return ops::linear(ops::head_linear(out_NHR, v_up).flatten(1), w.o_proj);
 }
 
 // MHA form over all visible keys; with a cache the expanded keys and values are what is kept.   Spec B.

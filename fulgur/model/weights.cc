@@ -9,6 +9,7 @@
 #include "fulgur/base/error.h"
 #include "fulgur/base/random.h"
 #include "fulgur/model/names.h"
+#include "fulgur/ops/linear/linear.h"
 
 namespace fulgur {
 namespace {
@@ -169,6 +170,39 @@ Weights import_weights(const ModelConfig& config, const std::map<std::string, at
   });
   if (share_mtp && w.mtp) w.mtp->embed_tokens = w.embed_tokens, w.mtp->head = w.lm_head;
   return w;
+}
+
+namespace {
+
+bool multiplies_f32(const std::string& name) {
+  return ends_with(name, "mlp.gate.weight") || ends_with(name, "indexer.weights_proj.weight");
+}
+
+void absorb(const ModelConfig& config, AttentionWeights& w, at::ScalarType type) {
+  int64_t H = config.num_attention_heads, nope = config.qk_nope_head_dim, Dv = config.v_head_dim;
+  auto kv_b_HER = w.kv_b_proj.detach().to(type).view({H, nope + Dv, config.kv_lora_rank});
+  auto k_up = ops::pack(kv_b_HER.narrow(1, 0, nope).transpose(1, 2).contiguous());
+  auto v_up = ops::pack(kv_b_HER.narrow(1, nope, Dv).contiguous());
+  bool both = k_up.dim() == 4 && v_up.dim() == 4;  // sizes that cannot be packed stay as they are
+  if (both) w.k_up_proj = k_up, w.v_up_proj = v_up, w.kv_b_proj = at::Tensor();
+  else w.kv_b_proj = w.kv_b_proj.detach().to(type);
+}
+
+}  // namespace
+
+Weights pack_weights(const ModelConfig& config, Weights weights, at::ScalarType type, bool absorbed) {
+  if (absorbed) {
+    for (auto& layer : weights.layers) absorb(config, layer.self_attn, type);
+    if (weights.mtp) absorb(config, weights.mtp->layer.self_attn, type);
+  }
+  if (weights.mtp && weights.mtp->head.is_same(weights.lm_head)) weights.mtp->head = at::Tensor();
+  visit_all(weights, [&](const std::string& name, at::Tensor& tensor) {
+    bool stays = name.find("embed_tokens") != std::string::npos || (absorbed && ends_with(name, "kv_b_proj.weight"));
+    if (!tensor.defined() || tensor.dim() < 2 || stays) return;
+    tensor = ops::pack(multiplies_f32(name) ? tensor.detach() : tensor.detach().to(type));
+  });
+  if (weights.mtp && !weights.mtp->head.defined()) weights.mtp->head = weights.lm_head;
+  return weights;
 }
 
 }  // namespace fulgur

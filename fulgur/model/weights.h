@@ -29,7 +29,8 @@ struct AttentionWeights {
   at::Tensor q_b_proj;                    // [H * E, Lq], each head nope first
   at::Tensor kv_a_proj_with_mqa;          // [R + P, D]
   at::Tensor kv_a_layernorm;              // [R]
-  at::Tensor kv_b_proj;                   // [H * (nope + Dv), R]
+  at::Tensor kv_b_proj;                   // [H * (nope + Dv), R]; undefined where pack_weights made the two below of it
+  at::Tensor k_up_proj, v_up_proj;        // packed [H, R, nope] and [H, Dv, R], for absorbed attention; else undefined
   at::Tensor o_proj;                      // [D, H * Dv]
   std::optional<IndexerWeights> indexer;  // absent in a model before DSA
 };
@@ -90,5 +91,11 @@ Weights init_weights(const ModelConfig& config, uint64_t seed);
 std::map<std::string, at::Tensor> export_weights(const ModelConfig& config, Weights& weights);
 // The other way; checks names and shapes (InputError). `share_mtp`: MTP uses the main model's embedding and head.
 Weights import_weights(const ModelConfig& config, const std::map<std::string, at::Tensor>& tensors, bool share_mtp);
+
+// The weights as inference reads them: matrices in the activations' type and packed (ops/linear/linear.h), without gradients.
+// Those that multiply f32 at any activation type keep theirs, and tables and vectors stay. Results have the same bits.
+// `absorbed`: for sparse attention, which needs kv_b_proj by head. What it packs it lets go of, so that masters nobody else holds
+// are freed.
+Weights pack_weights(const ModelConfig& config, Weights weights, at::ScalarType type, bool absorbed);
 
 }  // namespace fulgur

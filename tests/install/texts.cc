@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
+#include <utility>
 
 #include "fulgur/engine/engine.h"
 #include "fulgur/io/safetensors.h"
@@ -13,7 +14,7 @@ int main(int argc, char** argv) try {
   if (argc < 4) return std::fprintf(stderr, "usage: %s CONFIG.json WEIGHTS.safetensors ID...\n", argv[0]), 2;
   auto config = fulgur::read_config(argv[1]);
   fulgur::Transformer model(config, fulgur::import_weights(config, fulgur::read_safetensors(argv[2]), /*share_mtp=*/false));
-  fulgur::Engine engine(model, {.cache_bytes = 16 << 20});
+  fulgur::Engine engine(std::move(model), {.cache_bytes = 16 << 20});
 
   std::vector<int32_t> prompt;
   for (int i = 3; i < argc; ++i) prompt.push_back(std::atoi(argv[i]));

@@ -1,7 +1,7 @@
 #include "fulgur/ops/experts/experts.h"
 
 #include "fulgur/ops/experts/kernels.h"
-#include "fulgur/ops/op.h"
+#include "fulgur/ops/linear/weight.h"
 
 namespace fulgur::ops {
 namespace {
@@ -104,30 +104,17 @@ T* at_row(T* base, int64_t offset, Storage type) {
   return static_cast<Byte*>(base) + offset * (type == Storage::f32 ? 4 : 2);
 }
 
-// y[rows of e] = x[rows of e] * W_e^T (transposed: * W_e), W [E, out, in].
+// y[rows of e] = x[rows of e] * W_e^T, W [E, out, in].
 void append_products(std::vector<GemmParams>& products, const Grouping& g, const Tensor& x, const Tensor& weight, Tensor& y,
-                     bool transposed, bool accumulate = false) {
-  int64_t out = weight.size(transposed ? 2 : 1), in = weight.size(transposed ? 1 : 2);
-  auto x_type = storage(x, "experts"), w_type = storage(weight, "experts"), y_type = storage(y, "experts");
+                     bool accumulate = false) {
+  Weight w{weight, 1};
+  auto x_type = storage(x, "experts"), y_type = storage(y, "experts");
   for (int64_t e = 0; e < weight.size(0); ++e) {
     int64_t first = g.start[e], rows = g.start[e + 1] - first;
     if (rows == 0) continue;
-    products.push_back({.a = at_row(x.const_data_ptr(), first * in, x_type),
-                        .b = at_row(weight.const_data_ptr(), e * weight.stride(0), w_type),
-                        .c = at_row(y.mutable_data_ptr(), first * out, y_type),
-                        .M = rows,
-                        .N = out,
-                        .K = in,
-                        .a_row = in,
-                        .a_col = 1,
-                        .b_row = weight.stride(transposed ? 1 : 2),
-                        .b_col = weight.stride(transposed ? 2 : 1),
-                        .c_row = out,
-                        .a_type = x_type,
-                        .b_type = w_type,
-                        .c_type = y_type,
-                        .round_b_to_bf16 = x_type == Storage::bf16 && w_type == Storage::f32,
-                        .accumulate = accumulate});
+    GemmParams& p = products.emplace_back(w.product(x, "experts", e));
+    p.a = at_row(x.const_data_ptr(), first * p.K, x_type), p.c = at_row(y.mutable_data_ptr(), first * p.N, y_type);
+    p.M = rows, p.a_row = p.K, p.c_row = p.N, p.c_type = y_type, p.accumulate = accumulate;
   }
 }
 
@@ -161,11 +148,12 @@ void for_rows(int64_t rows, const std::function<void(int64_t)>& work) {
 
 void check_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& gate, const Tensor& up,
                    const Tensor& down, const Tensor& shared) {
-  FULGUR_CHECK(x.dim() == 2 && gate.dim() == 3 && gate.size(2) == x.size(1),
-               "[experts] expected rows [N, D] and gate weights [E, I, D], got ", x.sizes(), " and ", gate.sizes());
+  Weight in{gate, 1}, out{down, 1};
+  FULGUR_CHECK(x.dim() == 2 && in.valid() && in.inputs() == x.size(1),
+               "[experts] expected rows [N, D] and gate weights [E, I, D], or packed, got ", x.sizes(), " and ", gate.sizes());
   FULGUR_CHECK(up.sizes() == gate.sizes(), "[experts] expected up weights ", gate.sizes(), ", got ", up.sizes());
-  FULGUR_CHECK(down.dim() == 3 && down.size(0) == gate.size(0) && down.size(1) == gate.size(2) && down.size(2) == gate.size(1),
-               "[experts] expected down weights [E, D, I], got ", down.sizes());
+  FULGUR_CHECK(out.valid() && down.size(0) == gate.size(0) && out.outputs() == x.size(1) && out.inputs() == in.outputs(),
+               "[experts] expected down weights [E, D, I], or packed, got ", down.sizes());
   FULGUR_CHECK(ids.dim() == 2 && ids.size(0) == x.size(0) && ids.sizes() == weights.sizes(),
                "[experts] expected ids and weights [N, k], got ", ids.sizes(), " and ", weights.sizes());
   FULGUR_CHECK(shared.sizes() == x.sizes(), "[experts] expected a shared output ", x.sizes(), ", got ", shared.sizes());
@@ -177,18 +165,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> experts_cpu(const Tensor& x_in, const
                                                        const Tensor& shared_in) {
   check_experts(x_in, ids, weights_in, gate_w, up_w, down_w, shared_in);
   auto x = x_in.contiguous(), shared = shared_in.contiguous(), weights = weights_in.contiguous();
-  int64_t N = x.size(0), D = x.size(1), I = gate_w.size(1), k = ids.size(1);
+  int64_t N = x.size(0), D = x.size(1), I = Weight{gate_w, 1}.outputs(), k = ids.size(1);
   Grouping g = group(ids, gate_w.size(0));
   auto x_rows = gather(x, g.token);
   auto gate = at::empty({N * k, I}, x.options()), up = at::empty({N * k, I}, x.options());
   std::vector<GemmParams> products;
-  append_products(products, g, x_rows, gate_w, gate, false);
-  append_products(products, g, x_rows, up_w, up, false);
+  append_products(products, g, x_rows, gate_w, gate);
+  append_products(products, g, x_rows, up_w, up);
   gemm(products);
   auto hidden = swiglu_cpu(gate, up);
   auto out = at::empty({N * k, D}, x.options());
   products.clear();
-  append_products(products, g, hidden, down_w, out, false);
+  append_products(products, g, hidden, down_w, out);
   gemm(products);
   auto y = at::empty({N, D}, x.options());
   CombineParams combine{
@@ -202,7 +190,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> experts_cpu(const Tensor& x_in, const
 std::tuple<Tensor, Tensor, Tensor, Tensor> experts_meta(const Tensor& x, const Tensor& ids, const Tensor&, const Tensor& gate_w,
                                                         const Tensor&, const Tensor&, const Tensor&) {
   auto pairs = x.sym_size(0) * ids.sym_size(1);
-  auto inner = at::empty_symint({pairs, gate_w.sym_size(1)}, x.options());
+  auto inner_size = gate_w.dim() == 4 ? gate_w.sym_size(1) * kPanel : gate_w.sym_size(1);
+  auto inner = at::empty_symint({pairs, inner_size}, x.options());
   return {at::empty_symint(x.sym_sizes(), x.options()), inner, at::empty_like(inner),
           at::empty_symint({pairs, x.sym_size(1)}, x.options())};
 }
@@ -234,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> experts_backward_cpu(const Te
 
   auto dhidden = at::empty(gate.sizes(), gate.options());
   std::vector<GemmParams> products;
-  append_products(products, g, dout, down_w, dhidden, true);
+  append_products(products, g, dout, down_w.transpose(1, 2), dhidden);
   gemm(products);
   auto hidden = at::empty(gate.sizes(), gate.options());
   auto dgate = at::empty(gate.sizes(), gate.options()), dup = at::empty(gate.sizes(), gate.options());
@@ -250,10 +239,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> experts_backward_cpu(const Te
   append_gradients(products, g, dgate, x_rows, dgate_w);
   append_gradients(products, g, dup, x_rows, dup_w);
   append_gradients(products, g, dout, hidden, ddown_w);
-  append_products(products, g, dgate, gate_w, dx_gate, true);
+  append_products(products, g, dgate, gate_w.transpose(1, 2), dx_gate);
   gemm(products);
   products.clear();
-  append_products(products, g, dup, up_w, dx_gate, true, /*accumulate=*/true);
+  append_products(products, g, dup, up_w.transpose(1, 2), dx_gate, /*accumulate=*/true);
   gemm(products);
 
   auto dx = at::empty(x.sizes(), dx_gate.options());

@@ -14,15 +14,19 @@ namespace fulgur {
 
 enum class Storage : uint8_t { f32, bf16 };
 
+constexpr int64_t kPanel = 16;  // columns of a packed panel
+
 struct GemmParams {
   const void* a;  // [M, K], element (m, k) at a_row * m + a_col * k
-  const void* b;  // [K, N], element (k, n) at b_row * k + b_col * n
+  const void* b;  // [K, N], element (k, n) at b_row * k + b_col * n; or packed, see b_panels
   void* c;        // [M, N], element (m, n) at c_row * m + n
   int64_t M, N, K;
   int64_t a_row, a_col, b_row, b_col, c_row;
   Storage a_type = Storage::f32, b_type = Storage::f32, c_type = Storage::f32;
   bool round_b_to_bf16 = false;  // f32 master weights used as bf16: B is rounded as it is read
   bool accumulate = false;       // C += A * B, from the stored C; f32 only
+  // B is [N / 16, K, 16] in f32, [N / 16, K / 2, 16, 2] in bf16, whose pairs are two k of one column; N and K are multiples.
+  bool b_panels = false;
   // Where B is gathered: its column n is column b_columns[n] of what b points to, or its row k is row b_rows[k].
   const int32_t* b_columns = nullptr;
   const int32_t* b_rows = nullptr;

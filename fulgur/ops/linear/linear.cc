@@ -1,6 +1,6 @@
 #include "fulgur/ops/linear/linear.h"
 
-#include "fulgur/ops/op.h"
+#include "fulgur/ops/linear/weight.h"
 
 namespace fulgur::ops {
 namespace {
@@ -12,9 +12,9 @@ bool rounds(const Tensor& x, const Tensor& weight) {
   return x.scalar_type() == at::kBFloat16 && weight.scalar_type() == at::kFloat;
 }
 
-void check_linear(const Tensor& x, const Tensor& weight) {
-  FULGUR_CHECK(weight.dim() == 2, "[linear] expected a weight [outputs, inputs], got ", weight.sizes());
-  FULGUR_CHECK(x.dim() >= 1 && x.size(-1) == weight.size(1), "[linear] expected rows of ", weight.size(1), ", got ", x.sizes());
+void check_linear(const Tensor& x, const Weight& weight) {
+  FULGUR_CHECK(weight.valid(), "[linear] expected a weight [outputs, inputs], or packed, got ", weight.tensor.sizes());
+  FULGUR_CHECK(x.dim() >= 1 && x.size(-1) == weight.inputs(), "[linear] expected rows of ", weight.inputs(), ", got ", x.sizes());
 }
 
 std::vector<int64_t> with_last(const Tensor& x, int64_t size) {
@@ -25,31 +25,20 @@ std::vector<int64_t> with_last(const Tensor& x, int64_t size) {
 
 Tensor linear_meta(const Tensor& x, const Tensor& weight) {
   auto sizes = x.sym_sizes().vec();
-  sizes.back() = weight.sym_size(0);
+  sizes.back() = weight.dim() == 3 ? weight.sym_size(0) * kPanel : weight.sym_size(0);
   return at::empty_symint(sizes, x.options());
 }
 
 Tensor linear_cpu(const Tensor& x, const Tensor& weight) {
-  check_linear(x, weight);
+  Weight w{weight, 0};
+  check_linear(x, w);
   auto rows = x.contiguous();
-  auto y = at::empty(with_last(x, weight.size(0)), x.options());
-  int64_t N = weight.size(0), K = weight.size(1), M = K == 0 ? 0 : rows.numel() / K;
-  auto x_type = storage(x, "linear");
-  gemm({.a = rows.const_data_ptr(),
-        .b = weight.const_data_ptr(),
-        .c = y.mutable_data_ptr(),
-        .M = M,
-        .N = N,
-        .K = K,
-        .a_row = K,
-        .a_col = 1,
-        .b_row = weight.stride(1),
-        .b_col = weight.stride(0),
-        .c_row = N,
-        .a_type = x_type,
-        .b_type = storage(weight, "linear"),
-        .c_type = x_type,
-        .round_b_to_bf16 = rounds(x, weight)});
+  auto y = at::empty(with_last(x, w.outputs()), x.options());
+  GemmParams p = w.product(x, "linear");
+  p.a = rows.const_data_ptr(), p.c = y.mutable_data_ptr();
+  p.M = p.K == 0 ? 0 : rows.numel() / p.K;
+  p.a_row = p.K, p.c_row = p.N, p.c_type = p.a_type;
+  gemm(p);
   return y;
 }
 
@@ -120,14 +109,22 @@ Tensor linear_autograd(const Tensor& x, const Tensor& weight) { return LinearFun
 
 // ---- one weight for each head ----
 
-void check_heads(const Tensor& x, const Tensor& weight) {
-  FULGUR_CHECK(x.dim() == 3 && weight.dim() == 3 && x.size(1) == weight.size(0) && x.size(2) == weight.size(1),
-               "[head_linear] expected rows [N, heads, inputs] and weights [heads, inputs, outputs], got ", x.sizes(), " and ",
-               weight.sizes());
+// As [heads, outputs, inputs], which is what packing takes.
+struct HeadWeight {
+  Tensor turned;
+  explicit HeadWeight(const Tensor& weight) : turned(weight.dim() == 3 ? weight.transpose(1, 2) : weight) {}
+  Weight get() const { return {turned, 1}; }
+};
+
+void check_heads(const Tensor& x, const Weight& w) {
+  FULGUR_CHECK(x.dim() == 3 && w.valid() && x.size(1) == w.tensor.size(0) && x.size(2) == w.inputs(),
+               "[head_linear] expected rows [N, heads, inputs] and weights [heads, inputs, outputs], or packed, got ", x.sizes(),
+               " and ", w.tensor.sizes());
 }
 
 Tensor head_linear_meta(const Tensor& x, const Tensor& weight) {
-  return at::empty_symint({x.sym_size(0), x.sym_size(1), weight.sym_size(2)}, x.options());
+  auto outputs = weight.dim() == 4 ? weight.sym_size(1) * kPanel : weight.sym_size(2);
+  return at::empty_symint({x.sym_size(0), x.sym_size(1), outputs}, x.options());
 }
 
 const char* at_head(const Tensor& tensor, int64_t offset) {
@@ -135,28 +132,18 @@ const char* at_head(const Tensor& tensor, int64_t offset) {
 }
 
 Tensor head_linear_cpu(const Tensor& x, const Tensor& weight) {
-  check_heads(x, weight);
+  HeadWeight turned(weight);
+  Weight w = turned.get();
+  check_heads(x, w);
   auto rows = x.contiguous();
-  int64_t N = x.size(0), H = x.size(1), I = x.size(2), O = weight.size(2);
+  int64_t N = x.size(0), H = x.size(1), I = w.inputs(), O = w.outputs();
   auto y = at::empty({N, H, O}, x.options());
-  auto x_type = storage(x, "head_linear"), w_type = storage(weight, "head_linear");
   std::vector<GemmParams> products;
-  for (int64_t h = 0; h < H; ++h)
-    products.push_back({.a = at_head(rows, h * I),
-                        .b = at_head(weight, h * weight.stride(0)),
-                        .c = const_cast<char*>(at_head(y, h * O)),
-                        .M = N,
-                        .N = O,
-                        .K = I,
-                        .a_row = H * I,
-                        .a_col = 1,
-                        .b_row = weight.stride(1),
-                        .b_col = weight.stride(2),
-                        .c_row = H * O,
-                        .a_type = x_type,
-                        .b_type = w_type,
-                        .c_type = x_type,
-                        .round_b_to_bf16 = rounds(x, weight)});
+  for (int64_t h = 0; h < H; ++h) {
+    GemmParams& p = products.emplace_back(w.product(x, "head_linear", h));
+    p.a = at_head(rows, h * I), p.c = const_cast<char*>(at_head(y, h * O));
+    p.M = N, p.a_row = H * I, p.c_row = H * O, p.c_type = p.a_type;
+  }
   gemm(products);
   return y;
 }
@@ -223,13 +210,28 @@ struct HeadLinearFunction : torch::autograd::Function<HeadLinearFunction> {
 
 Tensor head_linear_autograd(const Tensor& x, const Tensor& weight) { return HeadLinearFunction::apply(x, weight); }
 
+Tensor pack_cpu(const Tensor& weight) {
+  storage(weight, "pack");
+  FULGUR_CHECK(weight.dim() >= 2, "[pack] expected a weight [.., outputs, inputs], got ", weight.sizes());
+  int64_t O = weight.size(-2), I = weight.size(-1);
+  if (O % kPanel != 0 || I % 2 != 0) return weight;
+  int64_t pair = weight.scalar_type() == at::kBFloat16 ? 2 : 1;  // inputs side by side
+  auto parts = weight.reshape({-1, O / kPanel, kPanel, I / pair, pair}).transpose(2, 3).contiguous();
+  auto sizes = weight.sizes().vec();
+  sizes.back() = kPanel, sizes[sizes.size() - 2] = I;
+  sizes.insert(sizes.end() - 2, O / kPanel);
+  return parts.view(sizes);
+}
+
 TORCH_LIBRARY_FRAGMENT(fulgur, m) {
+  m.def("pack(Tensor weight) -> Tensor");
   m.def("linear(Tensor x, Tensor weight) -> Tensor");
   m.def("linear_backward(Tensor dy, Tensor x, Tensor weight, bool want_x, bool want_weight) -> (Tensor, Tensor)");
   m.def("head_linear(Tensor x, Tensor weight) -> Tensor");
   m.def("head_linear_backward(Tensor dy, Tensor x, Tensor weight, bool want_x, bool want_weight) -> (Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(fulgur, CPU, m) {
+  m.impl("pack", pack_cpu);
   m.impl("linear", linear_cpu);
   m.impl("linear_backward", linear_backward_cpu);
   m.impl("head_linear", head_linear_cpu);
@@ -251,6 +253,11 @@ TORCH_LIBRARY_IMPL(fulgur, Autograd, m) {
 Tensor linear(const Tensor& x, const Tensor& weight) {
   static const auto op = typed<Two>("linear");
   return op.call(x, weight);
+}
+
+Tensor pack(const Tensor& weight) {
+  static const auto op = typed<Tensor(const Tensor&)>("pack");
+  return op.call(weight);
 }
 
 Tensor head_linear(const Tensor& x, const Tensor& weight) {

@@ -29,25 +29,35 @@ RegisterBench products("linear", [] {
   return out;
 });
 
-// Few rows by weights that lie in no cache: 2 GB of them, in turn.
-RegisterBench few_rows("linear", [] {
+// Few rows by weights that lie in no cache: 2 GB of them, in turn, as training keeps them or as inference does.
+std::vector<BenchCase> few_rows(at::ScalarType type, bool packed) {
   std::vector<BenchCase> out;
-  for (auto type : {at::kFloat, at::kBFloat16}) {
-    bool f32 = type == at::kFloat;
-    auto weights = std::make_shared<std::vector<at::Tensor>>();
-    auto next = [=, turn = std::make_shared<size_t>(0)]() -> const at::Tensor& {
-      while (weights->size() < (f32 ? 128 : 256)) weights->push_back(at::rand({4096, 1024}).to(type));
-      return (*weights)[(*turn)++ % weights->size()];
-    };
-    for (int64_t N : {1, 8, 64}) {
-      auto rows = at::randn({N, 1024}).to(type);
-      out.push_back({"linear of 2 GB", cat("N", N, " I1024 O4096", f32 ? " f32" : " bf16"), 2.0 * double(N) * 1024 * 4096,
-                     double(rows.element_size()) * double(N * 5120 + 1024 * 4096), [=] { ops::linear(rows, next()); },
-                     [=] { at::matmul(rows, next().t()); }});
+  bool f32 = type == at::kFloat;
+  struct Weights {
+    std::vector<at::Tensor> plain, ours;
+    size_t turn = 0;
+  };
+  auto weights = std::make_shared<Weights>();
+  auto next = [=](std::vector<at::Tensor> Weights::*which) -> const at::Tensor& {
+    while (weights->plain.size() < (f32 ? 128 : 256)) {
+      weights->plain.push_back(at::rand({4096, 1024}).to(type));
+      weights->ours.push_back(packed ? pack(weights->plain.back()) : weights->plain.back());
     }
+    return (*weights.*which)[weights->turn++ % weights->plain.size()];
+  };
+  for (int64_t N : {1, 8, 64}) {
+    auto rows = at::randn({N, 1024}).to(type);
+    out.push_back({"linear of 2 GB", cat("N", N, " I1024 O4096 ", f32 ? "f32" : "bf16", packed ? " packed" : ""),
+                   2.0 * double(N) * 1024 * 4096, double(rows.element_size()) * double(N * 5120 + 1024 * 4096),
+                   [=] { ops::linear(rows, next(&Weights::ours)); }, [=] { at::matmul(rows, next(&Weights::plain).t()); }});
   }
   return out;
-});
+}
+
+RegisterBench few_f32("linear", [] { return few_rows(at::kFloat, false); });
+RegisterBench few_f32_packed("linear", [] { return few_rows(at::kFloat, true); });
+RegisterBench few_bf16("linear", [] { return few_rows(at::kBFloat16, false); });
+RegisterBench few_bf16_packed("linear", [] { return few_rows(at::kBFloat16, true); });
 
 RegisterBench heads("head_linear", [] {
   auto q = at::randn({512, 16, 128}), uk = at::randn({16, 128, 512});

@@ -58,6 +58,29 @@ TEST_P(LinearOnEachIsa, ARowDoesNotDependOnItsBatchNorOnTheThreads) {
   }
 }
 
+TEST_P(LinearOnEachIsa, PackedWeightsGiveTheSameBits) {
+  at::manual_seed(6);
+  for (auto [I, O] : {std::array{2, 16}, {604, 160}, {1024, 48}, {256, 272}})
+    for (auto type : {at::kFloat, at::kBFloat16})
+      for (auto stored : {at::kFloat, at::kBFloat16}) {
+        if (type == at::kBFloat16 && stored == at::kFloat) continue;
+        auto w = at::randn({O, I}).to(stored), heads = at::randn({3, O, I}).to(stored);
+        for (int rows : {1, 2, 3, 4, 5, 8, 11, 16, 17, 64}) {
+          auto x = at::randn({rows, I}).to(type), x_heads = at::randn({rows, 3, I}).to(type);
+          EXPECT_TRUE(at::equal(ops::linear(x, ops::pack(w)), ops::linear(x, w))) << rows << " " << I << " " << O;
+          EXPECT_TRUE(at::equal(head_linear(x_heads, ops::pack(heads)), head_linear(x_heads, heads.transpose(1, 2))));
+        }
+      }
+}
+
+TEST(Linear, PackingLeavesOddWeightsAsTheyAreAndRefusesToRound) {
+  auto odd = at::zeros({17, 4}), packed = ops::pack(at::zeros({16, 4}));
+  EXPECT_TRUE(ops::pack(odd).is_alias_of(odd));
+  EXPECT_EQ(packed.sizes(), (std::vector<int64_t>{1, 4, 16}));
+  EXPECT_THROW(ops::linear(at::zeros({1, 4}, at::kBFloat16), packed), InputError);
+  EXPECT_THROW(ops::linear(at::zeros({1, 6}), packed), InputError);
+}
+
 TEST(Linear, NamesTheShapesThatDisagree) {
   EXPECT_THROW(ops::linear(at::zeros({2, 3}), at::zeros({4, 5})), InputError);
   EXPECT_EQ(ops::linear(at::zeros({0, 5}), at::zeros({4, 5})).sizes(), (std::vector<int64_t>{0, 4}));

@@ -4,8 +4,8 @@
 #include <ATen/ops/ones.h>
 #include <c10/core/GradMode.h>
 
+#include "fulgur/ops/linear/weight.h"
 #include "fulgur/ops/log_prob/kernels.h"
-#include "fulgur/ops/op.h"
 
 namespace fulgur::ops {
 namespace {
@@ -23,21 +23,10 @@ const void* at_row(const Tensor& rows, int64_t row) {
 }
 
 void logits_into(const Tensor& x, int64_t first, int64_t rows, const Tensor& weight, float* out) {
-  int64_t V = weight.size(0), D = weight.size(1);
-  gemm({.a = at_row(x, first),
-        .b = weight.const_data_ptr(),
-        .c = out,
-        .M = rows,
-        .N = V,
-        .K = D,
-        .a_row = D,
-        .a_col = 1,
-        .b_row = 1,
-        .b_col = D,
-        .c_row = V,
-        .a_type = storage(x, "log_prob"),
-        .b_type = storage(weight, "log_prob"),
-        .round_b_to_bf16 = x.scalar_type() == at::kBFloat16 && weight.scalar_type() == at::kFloat});
+  GemmParams p = Weight{weight, 0}.product(x, "log_prob");
+  p.a = at_row(x, first), p.c = out;
+  p.M = rows, p.a_row = p.K, p.c_row = p.N;
+  gemm(p);
 }
 
 void check(const Tensor& x, const Tensor& weight) {
@@ -53,15 +42,18 @@ void check_targets(const Tensor& targets, int64_t N, int64_t V) {
 }
 
 Tensor logits_cpu(const Tensor& x_in, const Tensor& weight_in) {
-  check(x_in, weight_in);
   auto x = x_in.contiguous(), weight = weight_in.contiguous();
-  auto out = at::empty({x.size(0), weight.size(0)}, x.options().dtype(at::kFloat));
+  Weight w{weight, 0};
+  FULGUR_CHECK(x.dim() == 2 && w.valid() && x.size(1) == w.inputs(),
+               "[logits] expected rows [N, D] and a head [V, D], or packed, got ", x.sizes(), " and ", weight.sizes());
+  auto out = at::empty({x.size(0), w.outputs()}, x.options().dtype(at::kFloat));
   logits_into(x, 0, x.size(0), weight, out.mutable_data_ptr<float>());
   return out;
 }
 
 Tensor logits_meta(const Tensor& x, const Tensor& weight) {
-  return at::empty_symint({x.sym_size(0), weight.sym_size(0)}, x.options().dtype(at::kFloat));
+  auto outputs = weight.dim() == 3 ? weight.sym_size(0) * kPanel : weight.sym_size(0);
+  return at::empty_symint({x.sym_size(0), outputs}, x.options().dtype(at::kFloat));
 }
 
 // Rows [first, first + rows) of a chunk: log-probability of the target and log of the sum of exponentials.
