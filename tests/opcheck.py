@@ -24,8 +24,9 @@ starts = torch.tensor([0, 2, N], dtype=torch.int32)
 even = torch.full((N, K), 0.25)
 
 CASES = {
-    "linear": [(leaf(N, D), leaf(5, D))],
-    "head_linear": [(leaf(N, H, D), leaf(H, D, 5))],
+    "pack": [(torch.randn(2, 32, 8),), (torch.randn(32, 8).bfloat16(),)],
+    "linear": [(leaf(N, D), leaf(5, D)), (torch.randn(N, D), F.pack(torch.randn(32, D)))],
+    "head_linear": [(leaf(N, H, D), leaf(H, D, 5)), (torch.randn(N, H, D), F.pack(torch.randn(H, 16, D)))],
     "norm": [(leaf(N, D), None, leaf(D), None, 1e-6), (leaf(N, D), leaf(N, D), leaf(D), None, 1e-6),
              (leaf(N, D), None, leaf(D), leaf(D), 1e-6)],
     "rope": [(leaf(N, H, D), torch.rand(N, 4), torch.rand(N, 4), 2, halves, False) for halves in (True, False)],
@@ -35,7 +36,7 @@ CASES = {
     "route_weights": [(leaf(N, 4), ids, True, 2.5)],
     "balance_loss": [(leaf(N, 4), ids, starts)],
     "log_prob": [(leaf(N, D), leaf(7, D), targets)],
-    "logits": [(torch.randn(N, D), torch.randn(7, D))],
+    "logits": [(torch.randn(N, D), torch.randn(7, D)), (torch.randn(N, D), F.pack(torch.randn(16, D)))],
     "embedding": [(leaf(7, D), targets, False)],
     "dense_mla": [(leaf(N, H, D), leaf(S, H, D), leaf(S, H, 5), visible, 0.3)],
     "sparse_mla": [(leaf(N, H, D), leaf(S, D), selected, 12, 0.3)],

@@ -202,6 +202,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> experts_backward_cpu(const Te
                                                                         const Tensor& gate_w, const Tensor& up_w,
                                                                         const Tensor& down_w, const Tensor& gate,
                                                                         const Tensor& up, const Tensor& out) {
+  check_plain(gate_w, 3, "experts");
   auto dy = dy_in.contiguous(), x = x_in.contiguous(), weights = weights_in.contiguous();
   int64_t N = x.size(0), D = x.size(1), k = ids.size(1);
   auto type = storage(x, "experts");

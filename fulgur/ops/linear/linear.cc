@@ -49,6 +49,7 @@ std::tuple<Tensor, Tensor> linear_backward_meta(const Tensor&, const Tensor& x, 
 // dx = dy * W; dW = dy^T * x, reduced over rows in ascending order. What is not wanted comes back unwritten.
 std::tuple<Tensor, Tensor> linear_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight, bool want_x,
                                                bool want_weight) {
+  check_plain(weight, 2, "linear");
   auto rows = x.contiguous(), grad = dy.contiguous();
   auto dx = at::empty(x.sizes(), x.options());
   auto dw = at::empty(weight.sizes(), weight.options());
@@ -150,6 +151,7 @@ Tensor head_linear_cpu(const Tensor& x, const Tensor& weight) {
 
 std::tuple<Tensor, Tensor> head_linear_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight, bool want_x,
                                                     bool want_weight) {
+  check_plain(weight, 3, "head_linear");
   auto rows = x.contiguous(), grad = dy.contiguous();
   int64_t N = x.size(0), H = x.size(1), I = x.size(2), O = weight.size(2);
   auto dx = at::empty({N, H, I}, x.options());
@@ -210,18 +212,28 @@ struct HeadLinearFunction : torch::autograd::Function<HeadLinearFunction> {
 
 Tensor head_linear_autograd(const Tensor& x, const Tensor& weight) { return HeadLinearFunction::apply(x, weight); }
 
-Tensor pack_cpu(const Tensor& weight) {
-  storage(weight, "pack");
-  FULGUR_CHECK(weight.dim() >= 2, "[pack] expected a weight [.., outputs, inputs], got ", weight.sizes());
-  int64_t O = weight.size(-2), I = weight.size(-1);
-  if (O % kPanel != 0 || I % 2 != 0) return weight;
-  int64_t pair = weight.scalar_type() == at::kBFloat16 ? 2 : 1;  // inputs side by side
-  auto parts = weight.reshape({-1, O / kPanel, kPanel, I / pair, pair}).transpose(2, 3).contiguous();
+// ---- packing ----
+
+bool can_pack(const Tensor& weight) { return weight.dim() >= 2 && weight.size(-2) % kPanel == 0 && weight.size(-1) % 2 == 0; }
+
+std::vector<int64_t> packed_sizes(const Tensor& weight) {
+  FULGUR_CHECK(can_pack(weight), "[pack] expected a weight [.., a multiple of 16 outputs, an even number of inputs], got ",
+               weight.sizes());
   auto sizes = weight.sizes().vec();
+  int64_t O = weight.size(-2), I = weight.size(-1);
   sizes.back() = kPanel, sizes[sizes.size() - 2] = I;
   sizes.insert(sizes.end() - 2, O / kPanel);
-  return parts.view(sizes);
+  return sizes;
 }
+
+Tensor pack_cpu(const Tensor& weight) {
+  auto sizes = packed_sizes(weight);
+  int64_t pair = storage(weight, "pack") == Storage::bf16 ? 2 : 1, panels = weight.size(-2) / kPanel;  // inputs side by side
+  auto turned = weight.reshape({-1, panels, kPanel, weight.size(-1) / pair, pair}).transpose(2, 3);
+  return turned.clone(at::MemoryFormat::Contiguous).view(sizes);
+}
+
+Tensor pack_meta(const Tensor& weight) { return at::empty(packed_sizes(weight), weight.options()); }
 
 TORCH_LIBRARY_FRAGMENT(fulgur, m) {
   m.def("pack(Tensor weight) -> Tensor");
@@ -238,6 +250,7 @@ TORCH_LIBRARY_IMPL(fulgur, CPU, m) {
   m.impl("head_linear_backward", head_linear_backward_cpu);
 }
 TORCH_LIBRARY_IMPL(fulgur, Meta, m) {
+  m.impl("pack", pack_meta);
   m.impl("linear", linear_meta);
   m.impl("linear_backward", linear_backward_meta);
   m.impl("head_linear", head_linear_meta);
@@ -257,7 +270,7 @@ Tensor linear(const Tensor& x, const Tensor& weight) {
 
 Tensor pack(const Tensor& weight) {
   static const auto op = typed<Tensor(const Tensor&)>("pack");
-  return op.call(weight);
+  return can_pack(weight) ? op.call(weight) : weight;
 }
 
 Tensor head_linear(const Tensor& x, const Tensor& weight) {

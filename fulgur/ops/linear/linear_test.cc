@@ -79,6 +79,7 @@ TEST(Linear, PackingLeavesOddWeightsAsTheyAreAndRefusesToRound) {
   EXPECT_EQ(packed.sizes(), (std::vector<int64_t>{1, 4, 16}));
   EXPECT_THROW(ops::linear(at::zeros({1, 4}, at::kBFloat16), packed), InputError);
   EXPECT_THROW(ops::linear(at::zeros({1, 6}), packed), InputError);
+  EXPECT_THROW(ops::linear(at::zeros({1, 4}).requires_grad_(), packed).sum().backward(), InputError);
 }
 
 TEST(Linear, NamesTheShapesThatDisagree) {

@@ -32,4 +32,10 @@ struct Weight {
   }
 };
 
+// Backward passes need weights as training keeps them.
+inline void check_plain(const Tensor& weight, int64_t dim, const char* area) {
+  FULGUR_CHECK(weight.dim() == dim, "[", area, "] expected a weight that is not packed where a gradient is wanted, got ",
+               weight.sizes());
+}
+
 }  // namespace fulgur::ops
