@@ -165,6 +165,7 @@ void add_sparse(std::vector<Case>& out, const std::string& suffix, int64_t N, in
   SparseMlaParams p{.q = q->data(),
                     .kv = kv->data(),
                     .selected = selected->data(),
+                    .rows = selected->data(),
                     .out = y->data(),
                     .lse = lse->data(),
                     .target = target->data(),
@@ -184,11 +185,7 @@ void add_sparse(std::vector<Case>& out, const std::string& suffix, int64_t N, in
   out.push_back({"sparse_mla" + suffix, 2 * pairs * (C + R), 0,
                  [=] {
                    (void)q, (void)kv, (void)selected, (void)target;
-                   parallel_for(N, [&](int64_t row) {
-                     Floats shares((H + kHeadGroup - 1) / kHeadGroup * K);
-                     FULGUR_CALL(sparse_mla_heads)(p, row, 0, H, shares.data());
-                     FULGUR_CALL(sparse_mla_target)(p, row, shares.data());
-                   });
+                   parallel_for(N, [&](int64_t row) { FULGUR_CALL(sparse_mla_row)(p, row); });
                  },
                  y});
   out.push_back({"sparse_mla backward" + suffix, 2 * pairs * (3 * C + 2 * R), 0,

@@ -6,12 +6,25 @@
 namespace fulgur::FULGUR_ISA {
 namespace {
 
+// Memory that will be read next, asked for in even parts while there is work to do.
+struct Ahead {
+  const char *at = nullptr, *end = nullptr;
+  int64_t step = 0;
+  void fetch() {
+    for (const char* stop = at + step < end ? at + step : end; at < stop; at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
+
 // One row's scores with the packed keys of a tile.
-void score_row(const IndexerParams& p, const float* q, const float* w, const float* packed, int64_t count, float* scores) {
+void score_row(const IndexerParams& p, const float* q, const float* w, const float* packed, int64_t count, float* scores,
+               Ahead ahead) {
   for (int64_t i = 0; i < count; i += kGemmCols, packed += kGemmCols * p.D) {
     Vec total[2] = {};
     int64_t j = 0;
-    for (; j + kGemmRows <= p.J; j += kGemmRows) add_heads<kGemmRows>(q + j * p.D, p.D, packed, w + j, total);
+    for (; j + kGemmRows <= p.J; j += kGemmRows) {
+      ahead.fetch();
+      add_heads<kGemmRows>(q + j * p.D, p.D, packed, w + j, total);
+    }
     for (; j + 4 <= p.J; j += 4) add_heads<4>(q + j * p.D, p.D, packed, w + j, total);
     for (; j + 2 <= p.J; j += 2) add_heads<2>(q + j * p.D, p.D, packed, w + j, total);
     for (; j < p.J; ++j) add_heads<1>(q + j * p.D, p.D, packed, w + j, total);
@@ -33,6 +46,15 @@ void copy_panels(const T* page, int64_t D, int64_t count, float* to) {
   for (int64_t d = 0; d < D; ++d, page += kPageKeys, to += kGemmCols)
     for (int64_t i = 0; i < count; i += kGemmCols)
       for (int v = 0; v < kGemmCols; v += kLanes) store(to + i * D + v, load_as_f32(page + i + v, false));
+}
+
+// The page behind that of `key`, for one row: its few heads take little longer than the page takes to arrive.
+Ahead next_page(const IndexerParams& p, int64_t key, int64_t last) {
+  int64_t next = key / kPageKeys + 1, calls = kPageKeys / kGemmCols * std::max<int64_t>(1, p.J / kGemmRows);
+  if (next * kPageKeys >= last) return {};
+  int64_t bytes = p.D * kPageKeys * (p.type == Storage::f32 ? 4 : 2);
+  const char* at = static_cast<const char*>(element(p.k, p.type, p.pages[next] * p.D * kPageKeys));
+  return {at, at + bytes, (bytes / calls + 63) / 64 * 64};
 }
 
 // Heads longer than one FMA chain of a product: the dots are stored.
@@ -67,8 +89,10 @@ void indexer_score_block(const IndexerParams& p, int64_t first, int64_t last, in
     widen_lines(static_cast<const uint16_t*>(p.q) + first * row_size, row_size, 1, rows, row_size, widened.data(), row_size);
     q = widened.data();
   }
-  for (int64_t at = 0; at < count; at += kIndexerTile) {
-    int64_t keys = std::min(kIndexerTile, count - at);
+  bool by_page = p.pages && rows == 1;
+  int64_t tile = by_page ? kPageKeys : kIndexerTile;
+  for (int64_t at = 0; at < count; at += tile) {
+    int64_t keys = std::min(tile, count - at);
     if (p.D > kGemmK) {
       score_long_heads(p, first, last, key + at, keys, scores + at, stride);
       continue;
@@ -80,7 +104,8 @@ void indexer_score_block(const IndexerParams& p, int64_t first, int64_t last, in
       });
     else pack_b<Singles>(dot_products(p, first, rows, key + at, keys), 0, p.D, 0, keys, packed.data());
     for (int64_t r = 0; r < rows; ++r)
-      score_row(p, q + r * row_size, p.w + (first + r) * p.J, packed.data(), keys, scores + r * stride + at);
+      score_row(p, q + r * row_size, p.w + (first + r) * p.J, packed.data(), keys, scores + r * stride + at,
+                by_page ? next_page(p, key + at, key + count) : Ahead{});
   }
 }
 

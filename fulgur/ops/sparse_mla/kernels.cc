@@ -13,14 +13,11 @@ struct Keys {
 };
 
 Keys keys_of(const SparseMlaParams& p, int64_t row) {
-  static thread_local std::vector<int32_t> rows;
   const int32_t* keys = p.selected + row * p.K;
-  int64_t count = std::find(keys, keys + p.K, -1) - keys;
-  if (!p.pages) return {count, keys};
-  rows.resize(std::max<size_t>(rows.size(), count));
-  for (int64_t i = 0; i < count; ++i) rows[i] = int32_t(row_of_key(p.pages, keys[i]));
-  return {count, rows.data()};
+  return {std::find(keys, keys + p.K, -1) - keys, p.rows + row * p.K};
 }
+
+int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 // dots[h][i] = rows[h] . key_i[:length] of heads whose rows of `length` follow one another.
 void dot_keys(const SparseMlaParams& p, const void* rows, int64_t length, int64_t heads, const Keys& keys, int64_t stride,
@@ -42,83 +39,91 @@ void dot_keys(const SparseMlaParams& p, const void* rows, int64_t length, int64_
                p.H);
 }
 
-// scores[h][i] = scale * q_h . key_i of heads [first, last), rows of `stride` with -inf behind the keys.
-void score(const SparseMlaParams& p, int64_t row, int64_t first, int64_t last, const Keys& keys, int64_t stride, float* scores) {
-  dot_keys(p, element(p.q, p.type, (row * p.H + first) * p.C), p.C, last - first, keys, stride, scores);
-  for (int64_t h = 0; h < last - first; ++h) {
-    float* at = scores + h * stride;
-    for (int64_t i = 0; i < keys.count; ++i) at[i] *= p.scale;
-    std::fill(at + keys.count, at + stride, -INFINITY);
-  }
+// scores[h][i] = scale * q_h . key_i of all heads.
+void score(const SparseMlaParams& p, int64_t row, const Keys& keys, int64_t stride, float* scores) {
+  dot_keys(p, element(p.q, p.type, row * p.H * p.C), p.C, p.H, keys, stride, scores);
+  for (int64_t h = 0; h < p.H; ++h)
+    for (int64_t i = 0; i < keys.count; ++i) scores[h * stride + i] *= p.scale;
 }
 
 // Scores of a head become probabilities; returns their log-sum-exp.
-float softmax(float* scores, int64_t stride) {
+float softmax(float* scores, int64_t count) {
+  int64_t whole = padded(count);
+  std::fill(scores + count, scores + whole, -INFINITY);
   Vec largest = splat(-INFINITY), total{};
-  for (int64_t i = 0; i < stride; i += kLanes) largest = max(load(scores + i), largest);
+  for (int64_t i = 0; i < whole; i += kLanes) largest = max(load(scores + i), largest);
   float top = max_lane(largest);
-  for (int64_t i = 0; i < stride; i += kLanes) {
+  for (int64_t i = 0; i < whole; i += kLanes) {
     Vec e = exp(load(scores + i) - top);
     store(scores + i, e);
     total += e;
   }
   float all = sum(total), inverse = 1 / all;
-  for (int64_t i = 0; i < stride; i += kLanes) store(scores + i, load(scores + i) * inverse);
+  for (int64_t i = 0; i < whole; i += kLanes) store(scores + i, load(scores + i) * inverse);
   return top + std::log(all);
 }
 
-int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
-
 }  // namespace
 
-void sparse_mla_heads(const SparseMlaParams& p, int64_t row, int64_t first, int64_t last, float* shares_GK) {
-  static thread_local std::vector<float> buffer;
+void sparse_mla_scores(const SparseMlaParams& p, int64_t row, int64_t first, int64_t last, float* scores) {
   Keys keys = keys_of(p, row);
-  int64_t stride = padded(keys.count), heads = last - first;
-  buffer.resize(std::max<size_t>(buffer.size(), heads * (stride + p.R) + 1));
-  float* scores = buffer.data();
-  float* out = scores + heads * stride;
-  if (keys.count == 0) {
-    std::fill(p.lse + row * p.H + first, p.lse + row * p.H + last, INFINITY);
-    std::fill(out, out + heads * p.R, 0.0f);
-  } else {
-    score(p, row, first, last, keys, stride, scores);
-    for (int64_t h = first; h < last; ++h) {
-      float* at = scores + (h - first) * stride;
-      p.lse[row * p.H + h] = softmax(at, stride);
-      float* share = shares_GK + h / kHeadGroup * p.K;
-      if (h % kHeadGroup == 0) std::copy(at, at + keys.count, share);
-      else
-        for (int64_t i = 0; i < keys.count; ++i) share[i] += at[i];
-    }
-    gemm_serial({.a = scores,
-                 .b = p.kv,
-                 .c = out,
-                 .M = heads,
-                 .N = p.R,
-                 .K = keys.count,
-                 .a_row = stride,
-                 .a_col = 1,
-                 .b_row = p.C,
-                 .b_col = 1,
-                 .c_row = p.R,
-                 .b_type = p.type,
-                 .b_rows = keys.row});
-  }
-  for (int64_t i = 0; i < heads * p.R; i += kLanes)
-    write(p.out, p.type, (row * p.H + first) * p.R + i, heads * p.R - i, read(out, Storage::f32, i, heads * p.R - i));
+  last = std::min(last, keys.count);
+  if (first < last) score(p, row, {last - first, keys.row + first}, padded_keys(p.K), scores + first);
 }
 
-void sparse_mla_target(const SparseMlaParams& p, int64_t row, const float* shares_GK) {
-  int64_t groups = (p.H + kHeadGroup - 1) / kHeadGroup, i = 0;
-  for (int64_t place = 0; place < p.K; ++place) {
-    float total = 0;
-    if (p.selected[row * p.K + place] >= 0) {
-      for (int64_t g = 0; g < groups; ++g) total += shares_GK[g * p.K + i];
-      ++i;
+void sparse_mla_softmax(const SparseMlaParams& p, int64_t row, int64_t head, float* scores) {
+  int64_t count = keys_of(p, row).count;
+  p.lse[row * p.H + head] = count > 0 ? softmax(scores + head * padded_keys(p.K), count) : INFINITY;
+}
+
+void sparse_mla_values(const SparseMlaParams& p, int64_t row, int64_t first, int64_t last, const float* scores) {
+  static thread_local std::vector<float> buffer;
+  Keys keys = keys_of(p, row);
+  int64_t size = last - first;
+  buffer.resize(std::max<size_t>(buffer.size(), p.H * size));
+  gemm_serial({.a = scores,
+               .b = element(p.kv, p.type, first),
+               .c = buffer.data(),
+               .M = p.H,
+               .N = size,
+               .K = keys.count,
+               .a_row = padded_keys(p.K),
+               .a_col = 1,
+               .b_row = p.C,
+               .b_col = 1,
+               .c_row = size,
+               .b_type = p.type,
+               .b_rows = keys.row});
+  for (int64_t h = 0; h < p.H; ++h)
+    for (int64_t i = 0; i < size; i += kLanes)
+      write(p.out, p.type, (row * p.H + h) * p.R + first + i, size - i,
+            read(buffer.data(), Storage::f32, h * size + i, size - i));
+}
+
+// The mean of all heads' probabilities, heads added in groups of kHeadGroup.
+void sparse_mla_target(const SparseMlaParams& p, int64_t row, const float* scores) {
+  int64_t count = keys_of(p, row).count, stride = padded_keys(p.K);
+  float* target = p.target + row * p.K;
+  std::fill(target, target + p.K, 0.0f);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Vec total{};
+    for (int64_t h = 0; h < p.H; h += kHeadGroup) {
+      Vec share = read(scores, Storage::f32, h * stride + i, count - i);
+      for (int64_t head = h + 1; head < std::min(p.H, h + kHeadGroup); ++head)
+        share += read(scores, Storage::f32, head * stride + i, count - i);
+      total += share;
     }
-    p.target[row * p.K + place] = total / float(p.H);
+    write(target, Storage::f32, i, count - i, total / float(p.H));
   }
+}
+
+void sparse_mla_row(const SparseMlaParams& p, int64_t row) {
+  static thread_local std::vector<float> scores;
+  scores.resize(std::max<size_t>(scores.size(), p.H * padded_keys(p.K)));
+  sparse_mla_scores(p, row, 0, p.K, scores.data());
+  for (int64_t h = 0; h < p.H; ++h) sparse_mla_softmax(p, row, h, scores.data());
+  sparse_mla_values(p, row, 0, p.R, scores.data());
+  sparse_mla_target(p, row, scores.data());
 }
 
 // With P = exp(S - lse), dP = dO V^T, dS = P * (dP - rowsum(O * dO)) * scale: dq = dS K; of the keys, dV = P^T dO, dK = dS^T q.
@@ -131,7 +136,7 @@ void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, float* coeff
   const void* dout = element(p.dout, p.type, row * p.H * p.R);
   float *probability = coefficients, *gradient = probability + p.H * stride;
   int64_t whole = padded(keys.count);
-  score(p, row, 0, p.H, keys, stride, probability);
+  score(p, row, keys, stride, probability);
   dot_keys(p, dout, p.R, p.H, keys, stride, gradient);
   for (int64_t h = 0; h < p.H; ++h) {
     int64_t at = (row * p.H + h) * p.R;

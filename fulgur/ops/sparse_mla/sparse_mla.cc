@@ -29,6 +29,7 @@ SparseMlaParams params_of(const Tensor& q, const Tensor& kv, const Tensor& selec
   return {.q = q.const_data_ptr(),
           .kv = kv.const_data_ptr(),
           .selected = selected.const_data_ptr<int>(),
+          .rows = selected.const_data_ptr<int>(),
           .out = const_cast<void*>(out.const_data_ptr()),
           .lse = const_cast<float*>(lse.const_data_ptr<float>()),
           .target = nullptr,
@@ -42,6 +43,28 @@ SparseMlaParams params_of(const Tensor& q, const Tensor& kv, const Tensor& selec
           .dq = nullptr};
 }
 
+// Of few rows stretches of keys, heads, and stretches of values are the tasks, so that one token keeps all threads at work.
+void attend_few(const SparseMlaParams& p, int64_t N) {
+  constexpr int64_t kKeys = 256, kValues = 128;
+  int64_t size = p.H * padded_keys(p.K), stretches = (p.K + kKeys - 1) / kKeys, parts = (p.R + kValues - 1) / kValues;
+  std::vector<float> scores(N * size);
+  auto of_row = [&](int64_t row) { return scores.data() + row * size; };
+  auto score = FULGUR_CALL(sparse_mla_scores);
+  auto softmax = FULGUR_CALL(sparse_mla_softmax);
+  auto values = FULGUR_CALL(sparse_mla_values);
+  auto target = FULGUR_CALL(sparse_mla_target);
+  parallel_for(N * stretches, [&](int64_t i) {
+    int64_t row = i / stretches, first = i % stretches * kKeys;
+    score(p, row, first, first + kKeys, of_row(row));
+  });
+  parallel_for(N * p.H, [&](int64_t i) { softmax(p, i / p.H, i % p.H, of_row(i / p.H)); });
+  parallel_for(N * parts, [&](int64_t i) {
+    int64_t row = i / parts, first = i % parts * kValues;
+    values(p, row, first, std::min(p.R, first + kValues), of_row(row));
+  });
+  parallel_for(N, [&](int64_t row) { target(p, row, of_row(row)); });
+}
+
 std::tuple<Tensor, Tensor, Tensor> sparse_mla_cpu(const Tensor& q_in, const Tensor& kv_in, const Tensor& selected_in,
                                                   int64_t value_dim, double scale, const std::optional<Tensor>& pages) {
   auto q = q_in.contiguous(), kv = kv_in.contiguous(), selected = selected_in.contiguous();
@@ -53,25 +76,16 @@ std::tuple<Tensor, Tensor, Tensor> sparse_mla_cpu(const Tensor& q_in, const Tens
   auto lse = at::empty({N, H}, f32), target = at::empty({N, selected.size(1)}, f32);
   auto params = params_of(q, kv, selected, out, lse, value_dim, scale);
   params.target = target.mutable_data_ptr<float>();
-  params.pages = keys.pages;
-  auto heads = FULGUR_CALL(sparse_mla_heads);
-  auto sum_target = FULGUR_CALL(sparse_mla_target);
-  int64_t groups = (H + kHeadGroup - 1) / kHeadGroup, K = selected.size(1);
-  if (N >= 2 * threads()) {
-    parallel_for(N, [&](int64_t row) {
-      static thread_local std::vector<float> shares;
-      shares.resize(std::max<size_t>(shares.size(), groups * K));
-      heads(params, row, 0, H, shares.data());
-      sum_target(params, row, shares.data());
-    });
-  } else {  // of few rows, groups of heads are the tasks, so that one token keeps all threads at work
-    std::vector<float> shares(N * groups * K);
-    parallel_for(N * groups, [&](int64_t i) {
-      int64_t row = i / groups, first = i % groups * kHeadGroup;
-      heads(params, row, first, std::min(H, first + kHeadGroup), shares.data() + row * groups * K);
-    });
-    parallel_for(N, [&](int64_t row) { sum_target(params, row, shares.data() + row * groups * K); });
+  std::vector<int32_t> rows(keys.pages ? selected.numel() : 0);
+  if (keys.pages) {
+    for (size_t i = 0; i < rows.size(); ++i)
+      rows[i] = params.selected[i] < 0 ? -1 : int32_t(row_of_key(keys.pages, params.selected[i]));
+    params.rows = rows.data();
   }
+  if (N >= 2 * threads()) {
+    auto kernel = FULGUR_CALL(sparse_mla_row);
+    parallel_for(N, [&](int64_t row) { kernel(params, row); });
+  } else attend_few(params, N);
   return {out, lse, target};
 }
 
