@@ -125,6 +125,7 @@ class Engine::Loop {
   void admit();
   std::vector<Part> plan();
   void make_room();
+  void let_go(Sequence& sequence);
   void preempt(Sequence& sequence);
   void step(const std::vector<Part>& parts);
   void sample(const std::vector<Sequence*>& ready, const at::Tensor& logits);
@@ -143,6 +144,8 @@ class Engine::Loop {
   PageTree tree_;
   std::vector<Owned> waiting_, running_;  // waiting: the strongest first
   EngineStatistics now_;
+  uint64_t blocked_ = 0;      // who waits for room,
+  int64_t blocked_room_ = 0;  // and how much there was
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;
@@ -197,6 +200,7 @@ void Engine::Loop::run() {
       if (!running_.empty()) step(plan());
     } catch (const std::exception& error) {  // such as no memory: it must not end the engine
       while (!running_.empty()) finish(remove(*running_.back()), Finish::failed, error.what());
+      for (auto& sequence : waiting_) let_go(*sequence);  // one may have been half admitted
     }
     publish_statistics();
   }
@@ -247,16 +251,18 @@ void Engine::Loop::admit() {
       ++i;
       continue;
     }
+    int64_t kept = 2 * int64_t(running_.size());  // every running sequence keeps two pages to grow, or it would take these back
+    if (sequence.id == blocked_ && tree_.available() - kept <= blocked_room_) return;  // no more room than when it did not fit
     auto match = tree_.match(sequence.tokens, sequence.held);
+    sequence.computed = int64_t(sequence.held.path.size()) * kPageKeys;
     if (match.copy) cache_.copy_keys(match.copy->from, match.copy->to, match.copy->count);
     int64_t length = int64_t(sequence.tokens.size()), wanted = pages_for(length) - int64_t(sequence.held.pages.size());
-    // Every running sequence keeps two pages to grow, or it would take these back at once.
-    bool fits = wanted + 2 * int64_t(running_.size()) <= tree_.available();
-    if (!fits || !tree_.grow(sequence.held, length)) {
-      tree_.release(sequence.tokens, match.tokens, sequence.held);
+    sequence.computed = match.tokens;
+    if (wanted + kept > tree_.available() || !tree_.grow(sequence.held, length)) {
+      let_go(sequence);
+      blocked_ = sequence.id, blocked_room_ = tree_.available() - kept;
       return;
     }
-    sequence.computed = match.tokens;
     if (!sequence.admitted) {
       sequence.admitted = true;
       sequence.cached_tokens = match.tokens;
@@ -298,9 +304,14 @@ std::vector<Engine::Loop::Part> Engine::Loop::plan() {
   return parts;
 }
 
-void Engine::Loop::preempt(Sequence& sequence) {
+// Its pages stay in the tree, as long as there is room, for whoever begins with its text.
+void Engine::Loop::let_go(Sequence& sequence) {
   tree_.release(sequence.tokens, sequence.computed, sequence.held);
   sequence.computed = 0;
+}
+
+void Engine::Loop::preempt(Sequence& sequence) {
+  let_go(sequence);
   ++now_.preemptions;
   auto owned = remove(sequence);
   auto behind = std::find_if(waiting_.begin(), waiting_.end(), [&](const Owned& other) { return stronger(*owned, *other); });
@@ -377,7 +388,7 @@ std::unique_ptr<Sequence> Engine::Loop::remove(Sequence& sequence) {
 }
 
 void Engine::Loop::finish(Owned sequence, Finish how, const std::string& error) {
-  tree_.release(sequence->tokens, sequence->computed, sequence->held);
+  let_go(*sequence);
   sequence->on_event(
       {.request = sequence->id, .token = nullptr, .finish = &how, .error = error, .cached_tokens = sequence->cached_tokens});
 }
