@@ -14,7 +14,8 @@ struct Keys {
 
 Keys keys_of(const SparseMlaParams& p, int64_t row) {
   const int32_t* keys = p.selected + row * p.K;
-  return {std::find(keys, keys + p.K, -1) - keys, p.rows + row * p.K};
+  auto last = std::partition_point(keys, keys + p.K, [](int32_t key) { return key >= 0; });
+  return {last - keys, p.rows + row * p.K};
 }
 
 int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
