@@ -208,7 +208,7 @@ Tensors dump_kl(Transformer& model, const at::Tensor& tokens_BT, const DumpOptio
     auto options = forward_options(given);
     options.attention = attention, options.indexer_kl = true;
     auto hidden = model.forward(in.batch, options, nullptr, &losses);
-    if (attention == Attention::sparse && model.weights().mtp) model.forward_mtp(in.batch, hidden, options, &losses);
+    if (attention == Attention::sparse && model.weights().mtp) model.forward_mtp(in.batch, hidden, options, nullptr, &losses);
     std::vector<at::Tensor> rows;
     at::Tensor total;
     for (size_t i = 0; i < losses.size(); ++i) {

@@ -1,5 +1,6 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -27,20 +28,17 @@ Batch pack_documents(const at::Tensor& tokens_N, const std::vector<int64_t>& len
 
 int64_t pages_for(int64_t tokens) { return (tokens + kPageKeys - 1) / kPageKeys; }
 
-Cache::Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages) {
+Cache::Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages, bool mtp) {
   int64_t S = pages * kPageKeys, H = config.num_attention_heads;
   auto options = at::TensorOptions().dtype(type);
-  for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
-    Layer layer;
-    if (attention == Attention::sparse) {
-      layer.kv_SC = at::empty({S, config.kv_lora_rank + config.qk_rope_head_dim}, options);
-      layer.index_PDK = at::empty({pages, config.index_head_dim, kPageKeys}, options);
-    } else {
-      layer.k_SHE = at::empty({S, H, config.qk_nope_head_dim + config.qk_rope_head_dim}, options);
-      layer.v_SHV = at::empty({S, H, config.v_head_dim}, options);
-    }
-    layers.push_back(layer);
-  }
+  auto layer = [&](auto&& make) -> Layer {
+    if (attention == Attention::sparse)
+      return {make({S, config.kv_lora_rank + config.qk_rope_head_dim}), make({pages, config.index_head_dim, kPageKeys}), {}, {}};
+    return {{}, {}, make({S, H, config.qk_nope_head_dim + config.qk_rope_head_dim}), make({S, H, config.v_head_dim})};
+  };
+  for (int64_t i = 0; i < config.num_hidden_layers; ++i)
+    layers.push_back(layer([&](at::IntArrayRef shape) { return at::empty(shape, options); }));
+  if (mtp) layers.push_back(layer([&](at::IntArrayRef shape) { return at::zeros(shape, options); }));
 }
 
 void Cache::copy_keys(int64_t from_page, int64_t to_page, int64_t count) {

@@ -45,6 +45,13 @@ at::Tensor with_cached_index(at::Tensor* cached, const Batch& batch, const at::T
   return *cached;
 }
 
+// The token of the row behind; the last has none.
+at::Tensor following(const Batch& batch) {
+  auto next_N = batch.tokens_N.roll(-1);
+  if (int64_t N = next_N.size(0); N > 0) next_N[N - 1] = -1;
+  return next_N;
+}
+
 at::Tensor mlp(const MlpWeights& w, const at::Tensor& x_ND) {
   return ops::linear(ops::swiglu(ops::linear(x_ND, w.gate_proj), ops::linear(x_ND, w.up_proj)), w.down_proj);
 }
@@ -80,14 +87,12 @@ at::Tensor Transformer::forward(const Batch& batch, const ForwardOptions& option
   return ops::add_rms_norm(x_ND, residual_ND, weights_.norm, config_.rms_norm_eps).first;
 }
 
-at::Tensor Transformer::forward_mtp(const Batch& batch, const at::Tensor& hidden_ND, const ForwardOptions& options,
+at::Tensor Transformer::forward_mtp(const Batch& batch, const at::Tensor& hidden_ND, const ForwardOptions& options, Cache* cache,
                                     std::vector<LayerLosses>* losses) const {
   FULGUR_CHECK(weights_.mtp, "[model] expected a model with a multi-token-prediction layer, got none");
   const MtpWeights& w = *weights_.mtp;
-  Pass pass{batch, options, nullptr, losses, ops::rotation(batch.positions_N, frequencies_)};
-  int64_t N = batch.tokens_N.size(0);
-  auto next_N = batch.tokens_N.roll(-1).masked_fill(batch.positions_N == 0, -1);
-  if (N > 0) next_N[N - 1] = -1;
+  Pass pass{batch, options, cache, losses, ops::rotation(batch.positions_N, frequencies_)};
+  auto next_N = (batch.next_N.defined() ? batch.next_N : following(batch)).masked_fill(batch.positions_N == 0, -1);
   auto embedded_ND = ops::rms_norm(ops::embedding(w.embed_tokens, next_N, options.type), w.enorm, config_.rms_norm_eps);
   auto joined_N2D = at::cat({embedded_ND, ops::rms_norm(hidden_ND, w.hnorm, config_.rms_norm_eps)}, 1);
   auto [x_ND, residual_ND] =

@@ -25,6 +25,7 @@ struct Batch {
   at::Tensor visible_N2;    // int32, keys [begin, end) a row may see
   at::Tensor slots_N = {};  // int64 rows of the cache that take the new keys; undefined without a cache
   at::Tensor pages_P = {};  // int32 pages of the cache in which the call's keys lie (ops/pages.h)
+  at::Tensor next_N = {};   // int32 token behind each row, for forward_mtp; undefined: the following row's
 };
 
 // Whole documents packed one after another; lengths add up to the tokens.
@@ -34,7 +35,9 @@ Batch pack_documents(const at::Tensor& tokens_N, const std::vector<int64_t>& len
 //   sparse: latent + rope keys [S, R + P] and indexer keys [pages, Di, 64].
 //   dense: expanded keys [S, H, E] and values [S, H, Dv].
 struct Cache {
-  Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages);
+  // `mtp`: a layer more, for forward_mtp's keys. A key there depends on the token behind its own too, so a shared page may hold
+  // one of another continuation, or none yet: they start as zeros, and what is made of them may only ever be a draft.
+  Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages, bool mtp = false);
 
   struct Layer {
     at::Tensor kv_SC, index_PDK;  // sparse
@@ -100,8 +103,8 @@ class Transformer {
                      std::vector<LayerLosses>* losses = nullptr) const;
 
   // The multi-token-prediction layer: row t sees the embedding of token t+1 (zeroed at position 0) and hidden state t;
-  // its normed output predicts token t+2. The last row of a document has no token t+1 and no meaning.
-  at::Tensor forward_mtp(const Batch& batch, const at::Tensor& hidden_ND, const ForwardOptions& options,
+  // its normed output predicts token t+2. Without batch.next_N the last row of a document has no token t+1 and no meaning.
+  at::Tensor forward_mtp(const Batch& batch, const at::Tensor& hidden_ND, const ForwardOptions& options, Cache* cache = nullptr,
                          std::vector<LayerLosses>* losses = nullptr) const;
 
   const ModelConfig& config() const { return config_; }

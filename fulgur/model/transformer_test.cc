@@ -87,6 +87,26 @@ TEST_P(SameBits, InOneChunkInChunksOfSevenTokenByToken) {
   for (int64_t chunk : {kLength, int64_t(7), int64_t(1)}) EXPECT_TRUE(at::equal(in_chunks(chunk), whole)) << chunk;
 }
 
+// The MTP layer's keys lie in the cache's last layer; each row is told the token behind it, which its chunk may not hold.
+TEST_P(SameBits, TheMtpLayerInChunks) {
+  ForwardOptions options{.attention = GetParam().attention, .type = GetParam().type};
+  auto tokens = sequence(0, kLength);
+  auto document = pack_documents(at::tensor(tokens, at::kInt), {kLength});
+  auto whole = model.forward_mtp(document, model.forward(document, options), options).narrow(0, 0, kLength - 1);
+  for (int64_t chunk : {kLength, int64_t(7), int64_t(1)}) {
+    Cache cache(model.config(), GetParam().attention, GetParam().type, 7, /*mtp=*/true);
+    CachedSequence own{{5, 1}};
+    std::vector<at::Tensor> parts;
+    for (int64_t at = 0; at < kLength - 1; at += chunk) {
+      int64_t count = std::min(chunk, kLength - 1 - at);
+      auto batch = append({&own}, {std::vector<int32_t>(tokens.begin() + at, tokens.begin() + at + count)});
+      batch.next_N = document.tokens_N.narrow(0, at + 1, count);
+      parts.push_back(model.forward_mtp(batch, model.forward(batch, options, &cache), options, &cache));
+    }
+    EXPECT_TRUE(at::equal(at::cat(parts), whole)) << chunk;
+  }
+}
+
 TEST(Cache, SaysWhenASequenceIsFull) {
   auto sequence = cached_sequences(1, 64)[0];
   append({&sequence}, {std::vector<int32_t>(64, 1)});

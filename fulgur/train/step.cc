@@ -27,7 +27,7 @@ at::Tensor forward_loss(Transformer& model, const StageConfig& config, const Tra
     total.push_back(nll / double(sums.targets));
   }
   if (model.weights().mtp) {
-    auto mtp_hidden = model.forward_mtp(b.batch, hidden, options, &losses);
+    auto mtp_hidden = model.forward_mtp(b.batch, hidden, options, nullptr, &losses);
     if (language && config.mtp_weight > 0) {
       auto nll = -ops::log_prob(mtp_hidden, model.weights().mtp->head, b.next2_N).sum();
       sums.mtp_nll += nll.item<double>();
