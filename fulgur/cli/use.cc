@@ -24,6 +24,7 @@ struct Options {
   std::vector<std::string> forms{"dense", "sparse", "window"};
   std::vector<int64_t> contexts;
   Request request;
+  bool draft = true;
   int64_t tokens = 100000;
 };
 
@@ -37,6 +38,7 @@ void generate_command(Options o, Common& common) {
   prompt.insert(prompt.begin(), int32_t(model.config().bos_token_id));
   o.request.prompt = prompt, o.request.stop_tokens = {int32_t(model.config().eos_token_id)};
   EngineOptions options{.dense = o.attention == "dense", .bf16 = o.dtype == "bf16"};
+  options.draft = o.draft && model.weights().mtp;
   options.max_context = int64_t(prompt.size()) + o.request.max_tokens;
   Engine engine(std::move(model), options);
   if (!common.json) std::fputs(o.prompt.c_str(), stdout);
@@ -49,10 +51,20 @@ void generate_command(Options o, Common& common) {
     if (!common.json) std::fputs(tokenizer.decode({made.back()}, /*skip_special=*/true).c_str(), stdout), std::fflush(stdout);
   });
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  auto text = valid_utf8(tokenizer.decode(made, true));
-  if (common.json)
-    std::printf("%s\n", Json{{"prompt", o.prompt}, {"text", text}, {"ids", made}, {"seconds", seconds}}.dump().c_str());
-  else std::printf("\n"), std::fprintf(stderr, "%zu tokens, %.0f tokens/s\n", made.size(), double(made.size()) / seconds);
+  auto statistics = engine.statistics();
+  if (common.json) {
+    auto text = valid_utf8(tokenizer.decode(made, true));
+    Json said{{"prompt", o.prompt}, {"text", text}, {"ids", made}, {"seconds", seconds}};
+    if (options.draft) said["drafted"] = statistics.drafted, said["accepted"] = statistics.accepted;
+    std::printf("%s\n", said.dump().c_str());
+  } else {
+    std::printf("\n");
+    std::fprintf(stderr, "%zu tokens, %.0f tokens/s", made.size(), double(made.size()) / seconds);
+    if (options.draft)
+      std::fprintf(stderr, "; %lld of %lld drafts accepted", static_cast<long long>(statistics.accepted),
+                   static_cast<long long>(statistics.drafted));
+    std::fprintf(stderr, "\n");
+  }
   if (g_stop) common.exit_code = stop_code();
 }
 
@@ -210,6 +222,7 @@ void add_generate(CLI::App& app, Common& common) {
       ->capture_default_str()
       ->check(CLI::IsMember({"sparse", "dense"}));
   command->add_option("--dtype", o->dtype, "Activations")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
+  command->add_flag("!--no-draft", o->draft, "A token a step; with an MTP layer it guesses one ahead, and the text is the same");
   command->footer("Example:\n  fulgur generate --model runs/speedrun --prompt \"In the beginning\" --temperature 0.7");
   command->callback([=, &common] { generate_command(*o, common); });
 }

@@ -1,38 +1,13 @@
 #include "fulgur/engine/engine.h"
 
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/from_blob.h>
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
-#include <cmath>
-#include <condition_variable>
-#include <mutex>
-#include <set>
-#include <thread>
 
-#include "fulgur/base/threads.h"
-#include "fulgur/engine/page_tree.h"
-#include "fulgur/model/transformer.h"
-#include "fulgur/ops/log_prob/log_prob.h"
+#include "fulgur/engine/loop.h"
 
 namespace fulgur {
 namespace {
-
-struct Sequence {
-  uint64_t id;
-  Request request;
-  OnEvent on_event;
-  std::vector<int32_t> tokens;  // the prompt, then what was generated
-  PageTree::Held held;
-  int64_t computed = 0;       // tokens whose keys lie in the pages
-  int64_t cached_tokens = 0;  // of the prompt, found when it was first admitted
-  bool admitted = false;
-  TokenCounts counts;
-
-  int64_t generated() const { return int64_t(tokens.size() - request.prompt.size()); }
-  int64_t missing() const { return int64_t(tokens.size()) - computed; }
-};
 
 // Whom the batch would rather keep: the larger priority, then the elder.
 bool stronger(const Sequence& a, const Sequence& b) {
@@ -42,12 +17,15 @@ bool stronger(const Sequence& a, const Sequence& b) {
 int64_t page_bytes(const ModelConfig& c, const EngineOptions& o) {
   int64_t values = o.dense ? c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim)
                            : c.kv_lora_rank + c.qk_rope_head_dim + c.index_head_dim;
-  return c.num_hidden_layers * values * (o.bf16 ? 2 : 4) * kPageKeys;
+  return (c.num_hidden_layers + (o.draft ? 1 : 0)) * values * (o.bf16 ? 2 : 4) * kPageKeys;
 }
 
-void check_options(const ModelConfig& config, const EngineOptions& o) {
+void check_options(const Transformer& model, const EngineOptions& o) {
+  const auto& config = model.config();
   FULGUR_CHECK(o.dense || config.has_indexer(), "[engine] expected a deepseek_v32 model for sparse attention, got ",
                config.model_type, "\n  hint: dense attention");
+  FULGUR_CHECK(!o.draft || model.weights().mtp,
+               "[engine] draft: expected a model with a multi-token-prediction layer, got none\n  hint: go without drafts");
   FULGUR_CHECK(o.chunk > 0 && o.max_batch > 0 && o.max_waiting > 0 && o.max_context >= 0,
                "[engine] expected a positive chunk, batch, queue and context, got ", o.chunk, ", ", o.max_batch, ", ",
                o.max_waiting, ", ", o.max_context);
@@ -76,88 +54,15 @@ const char* finish_name(Finish finish) {
   }
 }
 
-class Engine::Loop {
- public:
-  Loop(Transformer model, const EngineOptions& options)
-      : options_((check_options(model.config(), options), options)),
-        model_(model.config(), pack_weights(model.config(), std::move(model.weights()), type(), !options.dense)),
-        pages_(options.cache_bytes > 0 ? options.cache_bytes / page_bytes(model_.config(), options)
-                                       : pages_for(context_of(model_.config(), options))),
-        max_context_(std::min(context_of(model_.config(), options), pages_ * kPageKeys)),
-        cache_(model_.config(), attention(), type(), pages_),
-        tree_(pages_),
-        thread_([this] { run(); }) {}
-
-  ~Loop() {
-    {
-      std::lock_guard lock(mutex_);
-      stop_ = true;
-    }
-    wake_.notify_one();
-    thread_.join();
-  }
-
-  uint64_t submit(Request request, OnEvent on_event);
-  void cancel(uint64_t id) {
-    {
-      std::lock_guard lock(mutex_);
-      cancelled_.insert(id);
-    }
-    wake_.notify_one();
-  }
-  EngineStatistics statistics() const {
-    std::lock_guard lock(mutex_);
-    return statistics_;
-  }
-
- private:
-  using Owned = std::unique_ptr<Sequence>;
-  struct Part {  // what a step computes of a sequence
-    Sequence* sequence;
-    int64_t rows;
-  };
-
-  Attention attention() const { return options_.dense ? Attention::dense : Attention::sparse; }
-  at::ScalarType type() const { return options_.bf16 ? at::kBFloat16 : at::kFloat; }
-
-  void run();
-  bool take_orders();
-  void admit();
-  std::vector<Part> plan();
-  void make_room();
-  void let_go(Sequence& sequence);
-  void preempt(Sequence& sequence);
-  void step(const std::vector<Part>& parts);
-  void sample(const std::vector<Sequence*>& ready, const at::Tensor& logits);
-  void accept(Sequence& sequence, Token token);
-  void finish(Owned sequence, Finish how, const std::string& error = "");
-  Owned remove(Sequence& sequence);
-  bool will_share(const Sequence& sequence) const;
-  void publish_statistics();
-
-  const EngineOptions options_;
-  const Transformer model_;
-  const int64_t pages_, max_context_;
-
-  // Of the engine's thread alone.
-  Cache cache_;
-  PageTree tree_;
-  std::vector<Owned> waiting_, running_;  // waiting: the strongest first
-  EngineStatistics now_;
-  uint64_t blocked_ = 0;      // who waits for room,
-  int64_t blocked_room_ = 0;  // and how much there was
-
-  mutable std::mutex mutex_;
-  std::condition_variable wake_;
-  std::vector<Owned> inbox_;
-  std::set<uint64_t> cancelled_;
-  bool stop_ = false;
-  uint64_t next_id_ = 1;
-  int64_t queued_ = 0;  // in the inbox or waiting
-  EngineStatistics statistics_;
-
-  std::thread thread_;  // last: it uses all of the above
-};
+Engine::Loop::Loop(Transformer model, const EngineOptions& options)
+    : options_((check_options(model, options), options)),
+      model_(model.config(), pack_weights(model.config(), std::move(model.weights()), type(), !options.dense)),
+      pages_(options.cache_bytes > 0 ? options.cache_bytes / page_bytes(model_.config(), options)
+                                     : pages_for(context_of(model_.config(), options))),
+      max_context_(std::min(context_of(model_.config(), options), pages_ * kPageKeys)),
+      cache_(model_.config(), attention(), type(), pages_, options.draft),
+      tree_(pages_),
+      thread_([this] { run(); }) {}
 
 uint64_t Engine::Loop::submit(Request request, OnEvent on_event) {
   const auto& config = model_.config();
@@ -273,15 +178,17 @@ void Engine::Loop::admit() {
   }
 }
 
-// Pages for every token, the strongest sequence's first; the weakest give theirs up.
+// Pages for every token, the strongest sequence's first; the weakest give theirs up. Nobody does for a draft.
 void Engine::Loop::make_room() {
   std::sort(running_.begin(), running_.end(), [](const Owned& a, const Owned& b) { return stronger(*a, *b); });
   for (size_t i = 0; i < running_.size(); ++i)
     while (i < running_.size() && !tree_.grow(running_[i]->held, int64_t(running_[i]->tokens.size()))) preempt(*running_.back());
+  for (const auto& sequence : running_)
+    if (sequence->draft && !tree_.grow(sequence->held, int64_t(sequence->tokens.size()) + 1)) sequence->draft.reset();
 }
 
-// One row of each sequence that generates, and `chunk` rows of those that read: the least to read first, but a quarter for the
-// eldest, which would else starve behind short ones.
+// A row of each sequence that generates (and of its draft), and `chunk` rows of those that read: the least to read first, but a
+// quarter for the eldest, which would else starve behind short ones.
 std::vector<Engine::Loop::Part> Engine::Loop::plan() {
   std::vector<Part> parts;
   std::vector<Sequence*> readers;
@@ -308,6 +215,7 @@ std::vector<Engine::Loop::Part> Engine::Loop::plan() {
 void Engine::Loop::let_go(Sequence& sequence) {
   tree_.release(sequence.tokens, sequence.computed, sequence.held);
   sequence.computed = 0;
+  sequence.draft.reset();
 }
 
 void Engine::Loop::preempt(Sequence& sequence) {
@@ -316,64 +224,6 @@ void Engine::Loop::preempt(Sequence& sequence) {
   auto owned = remove(sequence);
   auto behind = std::find_if(waiting_.begin(), waiting_.end(), [&](const Owned& other) { return stronger(*owned, *other); });
   waiting_.insert(behind, std::move(owned));
-}
-
-void Engine::Loop::step(const std::vector<Part>& parts) {
-  std::vector<CachedSequence> places;
-  std::vector<std::vector<int32_t>> tokens;
-  std::vector<int64_t> last_rows;
-  std::vector<Sequence*> ready;
-  int64_t rows = 0;
-  for (const auto& [sequence, count] : parts) {
-    places.push_back({sequence->held.pages, sequence->computed});
-    auto first = sequence->tokens.begin() + sequence->computed;
-    tokens.emplace_back(first, first + count);
-    rows += count;
-    if (count == sequence->missing()) last_rows.push_back(rows - 1), ready.push_back(sequence);
-  }
-  std::vector<CachedSequence*> all;
-  for (auto& place : places) all.push_back(&place);
-  auto hidden_ND = model_.forward(append(all, tokens), {.attention = attention(), .type = type()}, &cache_);
-  ++now_.steps, now_.rows += rows;
-  for (const auto& [sequence, count] : parts) {
-    sequence->computed += count;
-    tree_.publish(sequence->tokens, sequence->computed, sequence->held);
-  }
-  if (ready.empty()) return;
-  auto index = at::from_blob(last_rows.data(), {int64_t(last_rows.size())}, at::kLong);
-  sample(ready, ops::logits(hidden_ND.index_select(0, index), model_.weights().lm_head));
-}
-
-void Engine::Loop::sample(const std::vector<Sequence*>& ready, const at::Tensor& logits_NV) {
-  int64_t V = logits_NV.size(1);
-  const float* logits = logits_NV.const_data_ptr<float>();
-  std::vector<Token> made(ready.size());
-  std::vector<float> sums(ready.size());
-  parallel_for(int64_t(ready.size()), [&](int64_t i) {
-    const Sequence& sequence = *ready[i];
-    std::span<const float> row(logits + i * V, V);
-    float lse = sums[i] = ops::log_sum_exp(row.data(), V);
-    if (!std::isfinite(lse)) return;
-    Draw drawn = draw(row, sequence.request.sampling, sequence.counts, sequence.tokens.size());
-    made[i] = {drawn.token, row[drawn.token] - lse, {}, std::move(drawn.kept)};
-    for (int32_t id : most_likely(row, sequence.request.top_log_probs)) made[i].top.push_back({id, row[id] - lse});
-  });
-  for (size_t i = 0; i < ready.size(); ++i) {
-    if (std::isfinite(sums[i])) accept(*ready[i], std::move(made[i]));
-    else finish(remove(*ready[i]), Finish::failed, "[engine] expected finite logits, got NaN or infinity");
-  }
-}
-
-void Engine::Loop::accept(Sequence& sequence, Token token) {
-  const Request& request = sequence.request;
-  sequence.tokens.push_back(token.id);
-  if (request.sampling.penalises()) sequence.counts.add(token.id, /*generated=*/true);
-  ++now_.generated_tokens;
-  sequence.on_event(
-      {.request = sequence.id, .token = &token, .finish = nullptr, .error = "", .cached_tokens = sequence.cached_tokens});
-  bool stops = std::find(request.stop_tokens.begin(), request.stop_tokens.end(), token.id) != request.stop_tokens.end();
-  bool full = sequence.generated() >= request.max_tokens || int64_t(sequence.tokens.size()) >= max_context_;
-  if (stops || full) finish(remove(sequence), stops ? Finish::stop : Finish::length);
 }
 
 std::unique_ptr<Sequence> Engine::Loop::remove(Sequence& sequence) {
@@ -389,6 +239,7 @@ std::unique_ptr<Sequence> Engine::Loop::remove(Sequence& sequence) {
 
 void Engine::Loop::finish(Owned sequence, Finish how, const std::string& error) {
   let_go(*sequence);
+  publish_statistics();  // so that they count all of a text once its end is known
   sequence->on_event(
       {.request = sequence->id, .token = nullptr, .finish = &how, .error = error, .cached_tokens = sequence->cached_tokens});
 }

@@ -1,10 +1,11 @@
 // Many texts at once over one model: a batch of sequences that one thread advances, and only it touches.
 //
-// A step takes one token of every sequence that generates and shares `chunk` rows among those that still read their prompts, so a
-// long prompt delays the others by one chunk at most. Keys lie in pages (page_tree.h): equal beginnings of texts are stored and
-// computed once, what nobody uses stays until room is needed, and where room ends the youngest sequence of the lowest priority
-// gives its pages up and is computed again later. A row's result depends on its own text alone, so none of this changes a bit:
-// the log-probabilities are those of `fulgur forward`. No torch in this header.
+// A step takes the last token of every sequence that generates and shares `chunk` rows among those that still read their prompts,
+// so a long prompt delays the others by one chunk at most. Keys lie in pages (page_tree.h): equal beginnings of texts are stored
+// and computed once, what nobody uses stays until room is needed, and where room ends the youngest sequence of the lowest
+// priority gives its pages up and is computed again later. A draft is a second row of its sequence, which counts where the
+// sampler draws that very token. A row's result depends on its own text alone, so none of this changes a bit: the
+// log-probabilities are those of `fulgur forward`. No torch in this header.
 //
 // submit() and cancel() may be called from any thread. Events are called on the engine's own thread and must not wait for it.
 #pragma once
@@ -26,6 +27,7 @@ class Transformer;
 struct EngineOptions {
   bool dense = false;          // MHA over all keys instead of the indexer's top-k
   bool bf16 = false;           // activations and cache; else f32
+  bool draft = false;          // the MTP layer guesses a token ahead: the same texts in fewer steps
   int64_t max_context = 0;     // tokens of a text, prompt and answer; 0: the model's
   int64_t cache_bytes = 0;     // hard limit, whole pages of 64 tokens; 0: one text of max_context
   int64_t chunk = 256;         // prompt rows of a step, shared by all
@@ -68,6 +70,7 @@ struct EngineStatistics {
   int64_t pages = 0, pages_free = 0, pages_cached = 0;  // the others are held by sequences
   int64_t steps = 0, rows = 0, prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0;
   int64_t preemptions = 0, evictions = 0;
+  int64_t drafted = 0, accepted = 0;  // drafts that were checked, and those that were what the sampler drew
 };
 
 // The queue holds max_waiting requests; try again later.
