@@ -17,7 +17,10 @@ bool stronger(const Sequence& a, const Sequence& b) {
 int64_t page_bytes(const ModelConfig& c, const EngineOptions& o) {
   int64_t values = o.dense ? c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim)
                            : c.kv_lora_rank + c.qk_rope_head_dim + c.index_head_dim;
-  return (c.num_hidden_layers + (o.draft ? 1 : 0)) * values * (o.bf16 ? 2 : 4) * kPageKeys;
+  int64_t keys = (c.num_hidden_layers + (o.draft ? 1 : 0)) * values * (o.bf16 ? 2 : 4);
+  int64_t experts = (c.num_hidden_layers - c.first_k_dense_replace) * c.num_experts_per_tok;
+  int64_t selected = o.dense ? 0 : c.num_hidden_layers * c.index_topk;
+  return (keys + (o.record ? (experts + selected) * 4 : 0)) * kPageKeys;
 }
 
 void check_options(const Transformer& model, const EngineOptions& o) {
@@ -60,7 +63,7 @@ Engine::Loop::Loop(Transformer model, const EngineOptions& options)
       pages_(options.cache_bytes > 0 ? options.cache_bytes / page_bytes(model_.config(), options)
                                      : pages_for(context_of(model_.config(), options))),
       max_context_(std::min(context_of(model_.config(), options), pages_ * kPageKeys)),
-      cache_(model_.config(), attention(), type(), pages_, options.draft),
+      cache_(model_.config(), attention(), type(), pages_, {.mtp = options.draft, .choices = options.record}),
       tree_(pages_),
       thread_([this] { run(); }) {}
 
@@ -238,10 +241,16 @@ std::unique_ptr<Sequence> Engine::Loop::remove(Sequence& sequence) {
 }
 
 void Engine::Loop::finish(Owned sequence, Finish how, const std::string& error) {
+  Record record;
+  if (options_.record) record = recorded(cache_, sequence->held.pages, sequence->computed);
   let_go(*sequence);
   publish_statistics();  // so that they count all of a text once its end is known
-  sequence->on_event(
-      {.request = sequence->id, .token = nullptr, .finish = &how, .error = error, .cached_tokens = sequence->cached_tokens});
+  sequence->on_event({.request = sequence->id,
+                      .token = nullptr,
+                      .finish = &how,
+                      .error = error,
+                      .cached_tokens = sequence->cached_tokens,
+                      .record = options_.record ? &record : nullptr});
 }
 
 void Engine::Loop::publish_statistics() {
@@ -271,6 +280,7 @@ Completion complete(Engine& engine, Request request, const OnEvent& also) {
     if (event.token) out.tokens.push_back(*event.token);
     if (!event.finish) return;
     out.finish = *event.finish, out.error = event.error, out.cached_tokens = event.cached_tokens;
+    if (event.record) out.record = *event.record;
     done = true;
     ended.notify_one();
   });

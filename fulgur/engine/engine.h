@@ -28,6 +28,7 @@ struct EngineOptions {
   bool dense = false;          // MHA over all keys instead of the indexer's top-k
   bool bf16 = false;           // activations and cache; else f32
   bool draft = false;          // the MTP layer guesses a token ahead: the same texts in fewer steps
+  bool record = false;         // what the model chose for each token comes with the end of its text
   int64_t max_context = 0;     // tokens of a text, prompt and answer; 0: the model's
   int64_t cache_bytes = 0;     // hard limit, whole pages of 64 tokens; 0: one text of max_context
   int64_t chunk = 256;         // prompt rows of a step, shared by all
@@ -55,6 +56,18 @@ struct Token {
 enum class Finish { stop, length, cancelled, failed };
 const char* finish_name(Finish finish);
 
+// Choices of the model for the first tokens of a text, [layers, positions, k]; -1 where there were fewer.
+struct Choices {
+  int64_t layers = 0, positions = 0, k = 0;
+  std::vector<int32_t> ids;
+};
+// What a training pass repeats to be of one mind with the engine (Replay in model/transformer.h; paper 3.1, "keep routing").
+// The last token of a text is never computed, and has none.
+struct Record {
+  Choices experts;   // of the layers that are mixtures
+  Choices selected;  // keys of each layer, by their positions in the text, ascending; none in dense attention
+};
+
 // One for each token, and one at the end.
 struct Event {
   uint64_t request = 0;
@@ -62,6 +75,7 @@ struct Event {
   const Finish* finish = nullptr;  // one is given
   std::string error;               // where it failed
   int64_t cached_tokens = 0;       // of the prompt, found in the page tree
+  const Record* record = nullptr;  // at the end, where one was asked for
 };
 using OnEvent = std::function<void(const Event&)>;
 
@@ -106,6 +120,7 @@ struct Completion {
   Finish finish = Finish::stop;
   std::string error;
   int64_t cached_tokens = 0;
+  Record record;
 };
 Completion complete(Engine& engine, Request request, const OnEvent& also = {});
 

@@ -29,6 +29,9 @@ struct Sequence {
   int64_t missing() const { return int64_t(tokens.size()) - computed; }
 };
 
+// The choices that lie in these pages for a text's first tokens.
+Record recorded(const Cache& cache, const std::vector<int32_t>& pages, int64_t positions);
+
 class Engine::Loop {
  public:
   Loop(Transformer model, const EngineOptions& options);

@@ -28,22 +28,32 @@ Batch pack_documents(const at::Tensor& tokens_N, const std::vector<int64_t>& len
 
 int64_t pages_for(int64_t tokens) { return (tokens + kPageKeys - 1) / kPageKeys; }
 
-Cache::Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages, bool mtp) {
+Cache::Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages, CacheExtras extras) {
   int64_t S = pages * kPageKeys, H = config.num_attention_heads;
   auto options = at::TensorOptions().dtype(type);
-  auto layer = [&](auto&& make) -> Layer {
-    if (attention == Attention::sparse)
-      return {make({S, config.kv_lora_rank + config.qk_rope_head_dim}), make({pages, config.index_head_dim, kPageKeys}), {}, {}};
-    return {{}, {}, make({S, H, config.qk_nope_head_dim + config.qk_rope_head_dim}), make({S, H, config.v_head_dim})};
+  auto add_layer = [&](auto&& make) {
+    auto& layer = layers.emplace_back();
+    if (attention == Attention::sparse) {
+      layer.kv_SC = make({S, config.kv_lora_rank + config.qk_rope_head_dim});
+      layer.index_PDK = make({pages, config.index_head_dim, kPageKeys});
+    } else {
+      layer.k_SHE = make({S, H, config.qk_nope_head_dim + config.qk_rope_head_dim});
+      layer.v_SHV = make({S, H, config.v_head_dim});
+    }
   };
   for (int64_t i = 0; i < config.num_hidden_layers; ++i)
-    layers.push_back(layer([&](at::IntArrayRef shape) { return at::empty(shape, options); }));
-  if (mtp) layers.push_back(layer([&](at::IntArrayRef shape) { return at::zeros(shape, options); }));
+    add_layer([&](at::IntArrayRef shape) { return at::empty(shape, options); });
+  for (int64_t i = 0; extras.choices && i < config.num_hidden_layers; ++i) {
+    auto ints = at::TensorOptions().dtype(at::kInt);
+    if (i >= config.first_k_dense_replace) layers[i].experts_Sk = at::empty({S, config.num_experts_per_tok}, ints);
+    if (attention == Attention::sparse) layers[i].selected_SK = at::empty({S, config.index_topk}, ints);
+  }
+  if (extras.mtp) add_layer([&](at::IntArrayRef shape) { return at::zeros(shape, options); });
 }
 
 void Cache::copy_keys(int64_t from_page, int64_t to_page, int64_t count) {
   for (auto& layer : layers) {
-    for (auto* keys : {&layer.kv_SC, &layer.k_SHE, &layer.v_SHV})
+    for (auto* keys : {&layer.kv_SC, &layer.k_SHE, &layer.v_SHV, &layer.experts_Sk, &layer.selected_SK})
       if (keys->defined()) keys->narrow(0, to_page * kPageKeys, count).copy_(keys->narrow(0, from_page * kPageKeys, count));
     if (auto& pages = layer.index_PDK; pages.defined())
       pages.select(0, to_page).narrow(1, 0, count).copy_(pages.select(0, from_page).narrow(1, 0, count));

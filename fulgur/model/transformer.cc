@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/where.h>
 
 #include <cmath>
 
@@ -43,6 +44,11 @@ at::Tensor with_cached_index(at::Tensor* cached, const Batch& batch, const at::T
   auto keys_PKD = cached->transpose(1, 2);
   keys_PKD.index_put_({batch.slots_N.floor_divide(kPageKeys), batch.slots_N.remainder(kPageKeys)}, k_ND.detach());
   return *cached;
+}
+
+// Keys of a call, numbered from the first that each row sees, which is its text's first.
+at::Tensor from_first(const at::Tensor& selected_NK, const at::Tensor& visible_N2) {
+  return at::where(selected_NK < 0, selected_NK, selected_NK - visible_N2.narrow(1, 0, 1));
 }
 
 // The token of the row behind; the last has none.
@@ -200,6 +206,8 @@ at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Te
   auto selected_NK =
       replayed ? *replayed
                : ops::indexer_top_k(indexer.q_NJD, index_SD, indexer.w_NJ, batch.visible_N2, config_.index_topk, batch.pages_P);
+  if (cached && cached->selected_SK.defined())
+    cached->selected_SK.index_copy_(0, batch.slots_N, from_first(selected_NK, batch.visible_N2));
   auto [out_NHR, lse_NH, target_NK] = ops::sparse_mla(q_NHC, kv_SC, selected_NK, R, softmax_scale_, batch.pages_P);
   if (losses && options.indexer_kl)
     losses->back().kl_N = ops::indexer_kl_sparse(indexer.q_NJD, index_SD, indexer.w_NJ, selected_NK, target_NK);
@@ -254,6 +262,8 @@ at::Tensor Transformer::feed_forward(const LayerWeights& layer, const at::Tensor
   auto experts_Nk = replayed ? *replayed
                              : ops::route(logits_NX, w.e_score_correction_bias,
                                           {config_.n_group, config_.topk_group, config_.num_experts_per_tok});
+  if (auto* cached = pass.layer_cache(index); cached && cached->experts_Sk.defined())
+    cached->experts_Sk.index_copy_(0, pass.batch.slots_N, experts_Nk);
   auto weights_Nk = ops::route_weights(logits_NX, experts_Nk, config_.norm_topk_prob, config_.routed_scaling_factor);
   if (pass.losses) {
     auto& losses = pass.losses->back();

@@ -31,21 +31,29 @@ struct Batch {
 // Whole documents packed one after another; lengths add up to the tokens.
 Batch pack_documents(const at::Tensor& tokens_N, const std::vector<int64_t>& lengths);
 
+// What a cache holds beside the keys of all layers.
+struct CacheExtras {
+  // A layer more, for forward_mtp's keys. A key there depends on the token behind its own too, so a shared page may hold one of
+  // another continuation, or none yet: they start as zeros, and what is made of them may only ever be a draft.
+  bool mtp = false;
+  bool choices = false;  // what forward chose for each token lies beside its keys
+};
+
 // Keys of earlier tokens, for inference, in pages of 64 tokens; who holds which page is the caller's business.
 //   sparse: latent + rope keys [S, R + P] and indexer keys [pages, Di, 64].
 //   dense: expanded keys [S, H, E] and values [S, H, Dv].
 struct Cache {
-  // `mtp`: a layer more, for forward_mtp's keys. A key there depends on the token behind its own too, so a shared page may hold
-  // one of another continuation, or none yet: they start as zeros, and what is made of them may only ever be a draft.
-  Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages, bool mtp = false);
+  Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages, CacheExtras extras = {});
 
   struct Layer {
     at::Tensor kv_SC, index_PDK;  // sparse
     at::Tensor k_SHE, v_SHV;      // dense
+    at::Tensor experts_Sk;        // choices, int32: of a mixture's experts,
+    at::Tensor selected_SK;       // and of keys (sparse), numbered from the text's first token, -1 padding
   };
   std::vector<Layer> layers;
 
-  // The first `count` keys of one page into another.
+  // The first `count` keys of one page into another, and the choices beside them.
   void copy_keys(int64_t from_page, int64_t to_page, int64_t count);
 };
 int64_t pages_for(int64_t tokens);

@@ -94,7 +94,7 @@ TEST_P(SameBits, TheMtpLayerInChunks) {
   auto document = pack_documents(at::tensor(tokens, at::kInt), {kLength});
   auto whole = model.forward_mtp(document, model.forward(document, options), options).narrow(0, 0, kLength - 1);
   for (int64_t chunk : {kLength, int64_t(7), int64_t(1)}) {
-    Cache cache(model.config(), GetParam().attention, GetParam().type, 7, /*mtp=*/true);
+    Cache cache(model.config(), GetParam().attention, GetParam().type, 7, {.mtp = true});
     CachedSequence own{{5, 1}};
     std::vector<at::Tensor> parts;
     for (int64_t at = 0; at < kLength - 1; at += chunk) {
