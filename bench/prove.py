@@ -24,6 +24,7 @@ when every check holds. Topics, with what they need beyond the build:
             (about 50 minutes on two cores, most of it two builds)
   kernels   operations of the published sizes, attention core, training step: bars of share and ratio (about 25 minutes)
   scaling   the same on one thread and two (about 15 minutes)
+  drafts    texts with drafts and without on the speedrun's model: equal, and how fast (about 5 minutes)
   instructions   Callgrind's counts beside bench/callgrind.json (installs valgrind; 3 minutes)
 """
 import hashlib
@@ -39,6 +40,7 @@ import tempfile
 import time
 
 from proof import BUILD, ROOT, call, check, checks, fulgur, python, run_anew, tests
+import prove_engine
 import prove_kernels
 import prove_training
 
@@ -220,7 +222,7 @@ def fresh():
                   done.returncode == 0 and seconds < bar)
 
 
-TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh] + prove_training.TOPICS + prove_kernels.TOPICS
+TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh] + prove_training.TOPICS + prove_kernels.TOPICS + prove_engine.TOPICS
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or [topic.__name__ for topic in TOPICS]
