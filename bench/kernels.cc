@@ -175,6 +175,7 @@ void add_sparse(std::vector<Case>& out, const std::string& suffix, int64_t N, in
                     .K = K,
                     .scale = .07f,
                     .type = Storage::f32,
+                    .fp8 = false,
                     .dout = dout->data(),
                     .dq = dq->data()};
   KeyGradients keys{

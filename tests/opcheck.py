@@ -23,9 +23,12 @@ targets = torch.tensor([1, 2, -1, 4, 0, 3], dtype=torch.int32)
 starts = torch.tensor([0, 2, N], dtype=torch.int32)
 even = torch.full((N, K), 0.25)
 
+PACKED = (0, 2, 3)  # not 1, fp8: opcheck multiplies what it is given, and torch cannot multiply float8
+
 CASES = {
-    "pack": [(torch.randn(2, 32, 8),), (torch.randn(32, 8).bfloat16(),)],
-    "linear": [(leaf(N, D), leaf(5, D)), (torch.randn(N, D), F.pack(torch.randn(32, D)))],
+    "pack": [(torch.randn(2, 32, 8),), (torch.randn(32, 8).bfloat16(),), *((torch.randn(16, 64), i) for i in (2, 3))],
+    "unpack": [(F.pack(torch.randn(16, 64), i),) for i in PACKED],
+    "linear": [(leaf(N, D), leaf(5, D)), *((torch.randn(N, 2 * D), F.pack(torch.randn(32, 2 * D), i)) for i in PACKED)],
     "head_linear": [(leaf(N, H, D), leaf(H, D, 5)), (torch.randn(N, H, D), F.pack(torch.randn(H, 16, D)))],
     "norm": [(leaf(N, D), None, leaf(D), None, 1e-6), (leaf(N, D), leaf(N, D), leaf(D), None, 1e-6),
              (leaf(N, D), None, leaf(D), leaf(D), 1e-6)],

@@ -4,6 +4,7 @@
 
 #include "fulgur/io/safetensors.h"
 #include "fulgur/model/rope_table.h"
+#include "fulgur/ops/cached_keys.h"
 #include "fulgur/ops/indexer/indexer.h"
 #include "fulgur/ops/linear/linear.h"
 #include "fulgur/ops/quantize/quantize.h"
@@ -42,6 +43,16 @@ TEST(Fp8Vectors, ScalesBytesAndValuesOfActivationsAndWeightsAreThoseOfOthers) {
   auto scales = std::get<1>(ops::quantize_rows(amax, ops::ScaleRule::pow2)).squeeze(1);
   EXPECT_TRUE(at::equal(scales.log2().to(at::kInt), v.at("exponent.e")));
   EXPECT_TRUE(at::equal(ops::dequantize_blocks(v.at("weight.bytes"), v.at("weight.scale_inv")), v.at("weight.dequant")));
+}
+
+TEST(Fp8Vectors, CacheRowsAreThoseOfOthersByteForByte) {
+  auto v = vectors("kv_cache");
+  EXPECT_TRUE(at::equal(ops::pack_latents(v.at("latent"), v.at("rope")), v.at("scale_floor.entries")));
+  for (std::string rule : {"amax_floor", "scale_floor", "plain"}) {
+    auto row = ops::unpack_latents(v.at(rule + ".entries"), 512, 64);
+    EXPECT_TRUE(at::equal(row.narrow(1, 0, 512), v.at(rule + ".dequant_f32"))) << rule;
+    EXPECT_TRUE(at::equal(row.narrow(1, 512, 64), v.at("rope"))) << rule;
+  }
 }
 
 TEST(Fp8Vectors, ProductsOfQuantisedOperandsAreTheExactSums) {

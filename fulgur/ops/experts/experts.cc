@@ -105,16 +105,17 @@ T* at_row(T* base, int64_t offset, Storage type) {
 }
 
 // y[rows of e] = x[rows of e] * W_e^T, W [E, out, in].
-void append_products(std::vector<GemmParams>& products, const Grouping& g, const Tensor& x, const Tensor& weight, Tensor& y,
+void append_products(std::vector<GemmParams>& products, const Grouping& g, const Rows& x, const Tensor& weight, Tensor& y,
                      bool accumulate = false) {
   Weight w{weight, 1};
-  auto x_type = storage(x, "experts"), y_type = storage(y, "experts");
+  auto y_type = storage(y, "experts");
   for (int64_t e = 0; e < weight.size(0); ++e) {
     int64_t first = g.start[e], rows = g.start[e + 1] - first;
     if (rows == 0) continue;
-    GemmParams& p = products.emplace_back(w.product(x, "experts", e));
-    p.a = at_row(x.const_data_ptr(), first * p.K, x_type), p.c = at_row(y.mutable_data_ptr(), first * p.N, y_type);
-    p.M = rows, p.a_row = p.K, p.c_row = p.N, p.c_type = y_type, p.accumulate = accumulate;
+    GemmParams& p = products.emplace_back(w.product(x.x, "experts", e));
+    x.give(p, first);
+    p.c = at_row(y.mutable_data_ptr(), first * p.N, y_type);
+    p.M = rows, p.c_row = p.N, p.c_type = y_type, p.accumulate = accumulate;
   }
 }
 
@@ -170,13 +171,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> experts_cpu(const Tensor& x_in, const
   auto x_rows = gather(x, g.token);
   auto gate = at::empty({N * k, I}, x.options()), up = at::empty({N * k, I}, x.options());
   std::vector<GemmParams> products;
-  append_products(products, g, x_rows, gate_w, gate);
-  append_products(products, g, x_rows, up_w, up);
+  Rows inputs(x_rows, {gate_w, 1}, "experts");
+  append_products(products, g, inputs, gate_w, gate);
+  append_products(products, g, inputs, up_w, up);
   gemm(products);
   auto hidden = swiglu_cpu(gate, up);
   auto out = at::empty({N * k, D}, x.options());
   products.clear();
-  append_products(products, g, hidden, down_w, out);
+  Rows inner(hidden, {down_w, 1}, "experts");
+  append_products(products, g, inner, down_w, out);
   gemm(products);
   auto y = at::empty({N, D}, x.options());
   CombineParams combine{
@@ -224,7 +227,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> experts_backward_cpu(const Te
 
   auto dhidden = at::empty(gate.sizes(), gate.options());
   std::vector<GemmParams> products;
-  append_products(products, g, dout, down_w.transpose(1, 2), dhidden);
+  append_products(products, g, Rows(dout), down_w.transpose(1, 2), dhidden);
   gemm(products);
   auto hidden = at::empty(gate.sizes(), gate.options());
   auto dgate = at::empty(gate.sizes(), gate.options()), dup = at::empty(gate.sizes(), gate.options());
@@ -240,10 +243,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> experts_backward_cpu(const Te
   append_gradients(products, g, dgate, x_rows, dgate_w);
   append_gradients(products, g, dup, x_rows, dup_w);
   append_gradients(products, g, dout, hidden, ddown_w);
-  append_products(products, g, dgate, gate_w.transpose(1, 2), dx_gate);
+  append_products(products, g, Rows(dgate), gate_w.transpose(1, 2), dx_gate);
   gemm(products);
   products.clear();
-  append_products(products, g, dup, up_w.transpose(1, 2), dx_gate, /*accumulate=*/true);
+  append_products(products, g, Rows(dup), up_w.transpose(1, 2), dx_gate, /*accumulate=*/true);
   gemm(products);
 
   auto dx = at::empty(x.sizes(), dx_gate.options());

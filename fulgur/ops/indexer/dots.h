@@ -33,24 +33,24 @@ inline void weigh(const float* dots, const float* w, int64_t J, int64_t stride, 
   }
 }
 
-// `Heads` heads of one row by a panel of keys [D][kGemmCols]; their dots never leave the registers.
-template <int Heads>
-inline void add_heads(const float* q, int64_t D, const float* keys, const float* w, Vec (&total)[2]) {
+// `Heads` heads of one row by a panel of keys [words][kGemmCols]; their dots never leave the registers.
+template <int Heads, class Math = Singles>
+inline void add_heads(const float* q, int64_t words, const float* keys, const float* w, Vec (&total)[2]) {
   Vec acc[Heads][2] = {};
-  for (int64_t d = 0; d < D; ++d, keys += kGemmCols) {
+  for (int64_t word = 0; word < words; ++word, keys += kGemmCols) {
     Vec k0 = load(keys), k1 = load(keys + kLanes);
     keep(k0), keep(k1);
 #pragma GCC unroll 16
     for (int j = 0; j < Heads; ++j) {
-      Vec value = splat(q[j * D + d]);
-      acc[j][0] = fma(value, k0, acc[j][0]);
-      acc[j][1] = fma(value, k1, acc[j][1]);
+      Vec value = splat(q[j * words + word]);
+      acc[j][0] = Math::multiply_add(value, k0, acc[j][0]);
+      acc[j][1] = Math::multiply_add(value, k1, acc[j][1]);
     }
   }
 #pragma GCC unroll 16
   for (int j = 0; j < Heads; ++j) {
-    total[0] = fma(max(acc[j][0], Vec{}), splat(w[j]), total[0]);
-    total[1] = fma(max(acc[j][1], Vec{}), splat(w[j]), total[1]);
+    total[0] = fma(max(sums_of<Math>(acc[j][0]), Vec{}), splat(w[j]), total[0]);
+    total[1] = fma(max(sums_of<Math>(acc[j][1]), Vec{}), splat(w[j]), total[1]);
   }
 }
 

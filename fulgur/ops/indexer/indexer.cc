@@ -19,14 +19,16 @@ using TopK = Tensor(const Tensor&, const Tensor&, int64_t);
 
 // Checks all shapes; returns the keys of the call.
 PagedKeys check(const Tensor& q, const Tensor& k, const Tensor& w, const Tensor& visible, const std::optional<Tensor>& pages) {
-  if (pages)
-    FULGUR_CHECK(q.dim() == 3 && k.dim() == 3 && q.size(2) == k.size(1) && k.size(2) == kPageKeys,
-                 "[indexer] expected q [N, J, D] and paged k [pages, D, 64], got ", q.sizes(), " and ", k.sizes());
-  else
-    FULGUR_CHECK(q.dim() == 3 && k.dim() == 2 && q.size(2) == k.size(1), "[indexer] expected q [N, J, D] and k [S, D], got ",
-                 q.sizes(), " and ", k.sizes());
-  FULGUR_CHECK(q.scalar_type() == k.scalar_type(), "[indexer] expected q and k of one type, got ", q.scalar_type(), " and ",
-               k.scalar_type());
+  bool quantised = k.scalar_type() == at::kByte || k.scalar_type() == at::kChar;
+  bool fits = q.dim() == 3;
+  if (!pages) fits = fits && !quantised && k.dim() == 2 && q.size(2) == k.size(1);
+  else if (quantised) fits = fits && k.dim() == 2 && k.size(1) == kPageKeys * (q.size(2) + 4) && q.size(2) <= 128;
+  else fits = fits && k.dim() == 3 && q.size(2) == k.size(1) && k.size(2) == kPageKeys;
+  FULGUR_CHECK(fits,
+               "[indexer] expected q [N, J, D] and k [S, D], or in pages [pages, D, 64] or quantised [pages, 64 (D + 4)], got ",
+               q.sizes(), " and ", k.sizes());
+  FULGUR_CHECK(quantised || q.scalar_type() == k.scalar_type(), "[indexer] expected q and k of one type, got ", q.scalar_type(),
+               " and ", k.scalar_type());
   FULGUR_CHECK(w.dim() == 2 && w.size(0) == q.size(0) && w.size(1) == q.size(1) && w.scalar_type() == at::kFloat,
                "[indexer] expected float32 weights [", q.size(0), ", ", q.size(1), "], got ", w.sizes());
   PagedKeys keys(pages, k.size(0) * (pages ? kPageKeys : 1), "indexer");
@@ -36,8 +38,16 @@ PagedKeys check(const Tensor& q, const Tensor& k, const Tensor& w, const Tensor&
 }
 
 IndexerParams params_of(const Tensor& q, const Tensor& k, const Tensor& w, const int* visible, const PagedKeys& keys) {
-  return {q.const_data_ptr(), k.const_data_ptr(), w.const_data_ptr<float>(), visible,
-          q.size(1),          q.size(2),          storage(q, "indexer"),     keys.pages};
+  auto format = k.scalar_type() == at::kByte ? KeyFormat::fp8 : k.scalar_type() == at::kChar ? KeyFormat::int8 : KeyFormat::plain;
+  return {q.const_data_ptr(),
+          k.const_data_ptr(),
+          w.const_data_ptr<float>(),
+          visible,
+          q.size(1),
+          q.size(2),
+          storage(q, "indexer"),
+          keys.pages,
+          format};
 }
 
 Tensor scores_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& visible_in,

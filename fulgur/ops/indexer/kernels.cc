@@ -15,29 +15,41 @@ struct Ahead {
   }
 };
 
-// One row's scores with the packed keys of a tile.
-void score_row(const IndexerParams& p, const float* q, const float* w, const float* packed, int64_t count, float* scores,
-               Ahead ahead) {
-  for (int64_t i = 0; i < count; i += kGemmCols, packed += kGemmCols * p.D) {
+// Query rows as the products read them: words, and the heads' weights with what scales the words.
+struct Queries {
+  const float *words, *weights;
+  int64_t head;  // words of one
+
+  const float* row(const IndexerParams& p, int64_t r) const { return words + r * p.J * head; }
+};
+
+// One row's scores with the packed keys of a tile, which have scales where they are integers.
+template <class Math>
+void score_row(const IndexerParams& p, const float* q, int64_t words, const float* w, const float* packed, const float* scales,
+               int64_t count, float* scores, Ahead ahead) {
+  for (int64_t i = 0; i < count; i += kGemmCols, packed += kGemmCols * words) {
     Vec total[2] = {};
     int64_t j = 0;
     for (; j + kGemmRows <= p.J; j += kGemmRows) {
       ahead.fetch();
-      add_heads<kGemmRows>(q + j * p.D, p.D, packed, w + j, total);
+      add_heads<kGemmRows, Math>(q + j * words, words, packed, w + j, total);
     }
-    for (; j + 4 <= p.J; j += 4) add_heads<4>(q + j * p.D, p.D, packed, w + j, total);
-    for (; j + 2 <= p.J; j += 2) add_heads<2>(q + j * p.D, p.D, packed, w + j, total);
-    for (; j < p.J; ++j) add_heads<1>(q + j * p.D, p.D, packed, w + j, total);
-    for (int v = 0; v < 2; ++v)
-      if (i + v * kLanes < count) write(scores, Storage::f32, i + v * kLanes, count - i - v * kLanes, total[v]);
+    for (; j + 4 <= p.J; j += 4) add_heads<4, Math>(q + j * words, words, packed, w + j, total);
+    for (; j + 2 <= p.J; j += 2) add_heads<2, Math>(q + j * words, words, packed, w + j, total);
+    for (; j < p.J; ++j) add_heads<1, Math>(q + j * words, words, packed, w + j, total);
+    for (int v = 0; v < 2; ++v) {
+      int64_t at = i + v * kLanes;
+      if (at >= count) continue;
+      if (scales) total[v] *= load(scales + at);
+      write(scores, Storage::f32, at, count - at, total[v]);
+    }
   }
 }
 
 // Pages that hold keys [key, key + count), the first of which begins one: each(page, its keys, how many went before).
 template <class Each>
 void for_pages(const IndexerParams& p, int64_t key, int64_t count, const Each& each) {
-  for (int64_t done = 0; done < count; done += kPageKeys)
-    each(element(p.k, p.type, p.pages[(key + done) / kPageKeys] * p.D * kPageKeys), std::min(kPageKeys, count - done), done);
+  for (int64_t done = 0; done < count; done += kPageKeys) each(p.page(key + done), std::min(kPageKeys, count - done), done);
 }
 
 // A page's keys lie [D][64]: panels of them are copied, and widened, in the order in which memory is read fastest.
@@ -48,13 +60,76 @@ void copy_panels(const T* page, int64_t D, int64_t count, float* to) {
       for (int v = 0; v < kGemmCols; v += kLanes) store(to + i * D + v, load_as_f32(page + i + v, false));
 }
 
+// Pairs of whole numbers [D / 2][64][2].
+void widen_panels(const uint8_t* page, int64_t words, int64_t count, float* to) {
+  const auto* bytes = reinterpret_cast<const int8_t*>(page);
+  for (int64_t word = 0; word < words; ++word, bytes += 2 * kPageKeys, to += kGemmCols)
+    for (int64_t i = 0; i < count; i += kGemmCols)
+      for (int v = 0; v < kGemmCols; v += kLanes)
+        store(to + i * words + v, reinterpret_cast<Vec>(widen_bytes(bytes + 2 * (i + v))));
+}
+
+// Keys of D e4m3 one behind the other, and their scales: squares of kLanes of each are turned.
+void turn_panels(const uint8_t* page, int64_t D, int64_t count, float* to) {
+  const auto* scales = reinterpret_cast<const float*>(page + kPageKeys * D);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    float* column = to + i / kGemmCols * kGemmCols * D + i % kGemmCols;
+    Vec scale = load(scales + i);
+    for (int64_t d = 0; d < D; d += kLanes) {
+      int64_t some = std::min<int64_t>(kLanes, D - d);
+      Vec square[kLanes];
+      for (int key = 0; key < kLanes; ++key) {
+        const uint8_t* at = page + (i + key) * D + d;
+        uint8_t part[kLanes] = {};
+        if (some < kLanes) at = std::copy_n(at, some, part) - some;
+        square[key] = small_e4m3(at) * 0x1p120f;
+      }
+      transpose(square);
+      for (int64_t lane = 0; lane < some; ++lane) store(column + (d + lane) * kGemmCols, square[lane] * scale);
+    }
+  }
+}
+
+// Keys [key, key + count) as panels of words; of integers their scales too.
+void pack_keys(const IndexerParams& p, int64_t key, int64_t count, float* packed, float* scales) {
+  if (!p.pages) return pack_b<Singles>(dot_products(p, 0, 0, key, count), 0, p.D, 0, count, packed);
+  for_pages(p, key, count, [&](const uint8_t* page, int64_t some, int64_t done) {
+    if (p.format == KeyFormat::int8) {
+      widen_panels(page, p.D / 2, some, packed + done * p.D / 2);
+      std::memcpy(scales + done, page + kPageKeys * p.D, kPageKeys * sizeof(float));
+    } else if (p.format == KeyFormat::fp8) turn_panels(page, p.D, some, packed + done * p.D);
+    else if (p.type == Storage::f32) copy_panels(reinterpret_cast<const float*>(page), p.D, some, packed + done * p.D);
+    else copy_panels(reinterpret_cast<const uint16_t*>(page), p.D, some, packed + done * p.D);
+  });
+}
+
+// Rows [first, last): as they are, widened, or as integers.
+Queries queries_of(const IndexerParams& p, int64_t first, int64_t last) {
+  static thread_local std::vector<float> words, weights;
+  int64_t heads = (last - first) * p.J;
+  const void* q = element(p.q, p.type, first * p.J * p.D);
+  const float* w = p.w + first * p.J;
+  if (p.format == KeyFormat::int8) {
+    words.resize(std::max<size_t>(words.size(), heads * p.D / 2));
+    weights.resize(std::max<size_t>(weights.size(), heads));
+    for (int64_t i = 0; i < heads; ++i) {
+      integer_row(element(q, p.type, i * p.D), p.type, p.D, reinterpret_cast<int16_t*>(words.data() + i * p.D / 2), &weights[i]);
+      weights[i] *= w[i];
+    }
+    return {words.data(), weights.data(), p.D / 2};
+  }
+  if (p.type == Storage::f32) return {static_cast<const float*>(q), w, p.D};
+  words.resize(std::max<size_t>(words.size(), heads * p.D));
+  widen_lines(static_cast<const uint16_t*>(q), p.D, 1, heads, p.D, words.data(), p.D);
+  return {words.data(), w, p.D};
+}
+
 // The page behind that of `key`, for one row: its few heads take little longer than the page takes to arrive.
 Ahead next_page(const IndexerParams& p, int64_t key, int64_t last) {
-  int64_t next = key / kPageKeys + 1, calls = kPageKeys / kGemmCols * std::max<int64_t>(1, p.J / kGemmRows);
-  if (next * kPageKeys >= last) return {};
-  int64_t bytes = p.D * kPageKeys * (p.type == Storage::f32 ? 4 : 2);
-  const char* at = static_cast<const char*>(element(p.k, p.type, p.pages[next] * p.D * kPageKeys));
-  return {at, at + bytes, (bytes / calls + 63) / 64 * 64};
+  int64_t next = (key / kPageKeys + 1) * kPageKeys, calls = kPageKeys / kGemmCols * std::max<int64_t>(1, p.J / kGemmRows);
+  if (next >= last) return {};
+  const char* at = reinterpret_cast<const char*>(p.page(next));
+  return {at, at + p.page_bytes(), (p.page_bytes() / calls + 63) / 64 * 64};
 }
 
 // Heads longer than one FMA chain of a product: the dots are stored.
@@ -65,7 +140,7 @@ void score_long_heads(const IndexerParams& p, int64_t first, int64_t last, int64
   GemmParams product = dot_products(p, first, last - first, p.pages ? 0 : key, count);
   product.c = dots.data(), product.c_row = count;
   if (p.pages)
-    for_pages(p, key, count, [&](const void* page, int64_t keys, int64_t done) {
+    for_pages(p, key, count, [&](const uint8_t* page, int64_t keys, int64_t done) {
       GemmParams part = product;
       part.b = page, part.N = keys, part.b_row = kPageKeys, part.b_col = 1;
       part.c = dots.data() + done;
@@ -80,16 +155,12 @@ void score_long_heads(const IndexerParams& p, int64_t first, int64_t last, int64
 
 void indexer_score_block(const IndexerParams& p, int64_t first, int64_t last, int64_t key, int64_t count, float* scores,
                          int64_t stride) {
-  static thread_local std::vector<float> packed, widened;
-  int64_t row_size = p.J * p.D, rows = last - first;
+  static thread_local std::vector<float> packed;
   packed.resize(std::max<size_t>(packed.size(), (kIndexerTile + kGemmCols) * p.D));
-  const float* q = static_cast<const float*>(p.q) + first * row_size;
-  if (p.type == Storage::bf16) {
-    widened.resize(std::max<size_t>(widened.size(), rows * row_size));
-    widen_lines(static_cast<const uint16_t*>(p.q) + first * row_size, row_size, 1, rows, row_size, widened.data(), row_size);
-    q = widened.data();
-  }
-  bool by_page = p.pages && rows == 1;
+  float scales[kIndexerTile + kPageKeys];
+  Queries q = queries_of(p, first, last);
+  int64_t rows = last - first;
+  bool by_page = p.pages && rows == 1, integers = p.format == KeyFormat::int8;
   int64_t tile = by_page ? kPageKeys : kIndexerTile;
   for (int64_t at = 0; at < count; at += tile) {
     int64_t keys = std::min(tile, count - at);
@@ -97,15 +168,14 @@ void indexer_score_block(const IndexerParams& p, int64_t first, int64_t last, in
       score_long_heads(p, first, last, key + at, keys, scores + at, stride);
       continue;
     }
-    if (p.pages)
-      for_pages(p, key + at, keys, [&](const void* page, int64_t some, int64_t done) {
-        if (p.type == Storage::f32) copy_panels(static_cast<const float*>(page), p.D, some, packed.data() + done * p.D);
-        else copy_panels(static_cast<const uint16_t*>(page), p.D, some, packed.data() + done * p.D);
-      });
-    else pack_b<Singles>(dot_products(p, first, rows, key + at, keys), 0, p.D, 0, keys, packed.data());
-    for (int64_t r = 0; r < rows; ++r)
-      score_row(p, q + r * row_size, p.w + (first + r) * p.J, packed.data(), keys, scores + r * stride + at,
-                by_page ? next_page(p, key + at, key + count) : Ahead{});
+    pack_keys(p, key + at, keys, packed.data(), scales);
+    Ahead ahead = by_page ? next_page(p, key + at, key + count) : Ahead{};
+    for (int64_t r = 0; r < rows; ++r) {
+      float* to = scores + r * stride + at;
+      const float* w = q.weights + r * p.J;
+      if (integers) score_row<IntPairs>(p, q.row(p, r), q.head, w, packed.data(), scales, keys, to, ahead);
+      else score_row<Singles>(p, q.row(p, r), q.head, w, packed.data(), nullptr, keys, to, ahead);
+    }
   }
 }
 

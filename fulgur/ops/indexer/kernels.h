@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "fulgur/ops/formats.h"
 #include "fulgur/ops/linear/gemm.h"
 #include "fulgur/ops/pages.h"
 
@@ -9,12 +10,18 @@ namespace fulgur {
 
 struct IndexerParams {
   const void* q;           // [N, J, D]
-  const void* k;           // [S, D], or with pages [pages, D, 64]
+  const void* k;           // [S, D], or pages of 64 keys (cached_keys.h)
   const float* w;          // [N, J]
   const int32_t* visible;  // [N, 2]; null where keys are given
   int64_t J, D;
   Storage type;                    // of q and k
   const int32_t* pages = nullptr;  // where keys lie, every range beginning with one
+  KeyFormat format = KeyFormat::plain;
+
+  int64_t page_bytes() const { return kPageKeys * (format != KeyFormat::plain ? D + 4 : type == Storage::f32 ? D * 4 : D * 2); }
+  const uint8_t* page(int64_t key) const {  // that of a key of the call
+    return static_cast<const uint8_t*>(k) + pages[key / kPageKeys] * page_bytes();
+  }
 };
 
 constexpr int64_t kIndexerRows = 8;    // query rows of one block, all with the same first key

@@ -93,75 +93,102 @@ void multiply_lines(const GemmParams& p, const float* const (&row)[Rows], int ro
   }
 }
 
-// One line of a panel: words of one k, or of two that are multiplied one after the other.
-template <int Rows, class Math, int PerLane>
-inline void multiply_line(const float* const (&row)[Rows], int64_t line, const float* words, Vec (&acc)[Rows][kPanel / kLanes]) {
-  constexpr int kParts = kPanel / kLanes;
-  Vec first[kParts], second[kParts];
+// Words of packed columns as they are read one after the other: kLines of them at once, those of one k each, or of a pair.
+template <class Math, class T>
+struct PlainWords {
+  static constexpr int kLines = kTwoInALane<Math, T> ? 2 : 1;
+  static constexpr int64_t kBlock = kGemmK, kGroup = kGemmK;  // of k: one chain of sums, and where start() is called
+  static constexpr int64_t kStep = kLines * Math::kPerWord;   // of k: what is read at once
+  const float* at = nullptr;
+  void start(const GemmParams& p, int64_t n, int64_t k) { at = panel_words<T>(p, n) + k / kStep * kPanel; }
+  void prefetch(const GemmParams& p, int64_t panels) const { __builtin_prefetch(at + panels * p.K / kStep * kPanel, 0, 2); }
+  void read(Vec (&words)[kLines][kPanel / kLanes]) {
 #pragma GCC unroll 2
-  for (int part = 0; part < kParts; ++part) {
-    first[part] = load(words + part * kLanes);
-    auto bits = reinterpret_cast<VecUint>(first[part]);
-    if (PerLane == 1) continue;
-    first[part] = reinterpret_cast<Vec>(bits << 16), second[part] = reinterpret_cast<Vec>(bits & 0xffff0000u);
+    for (int part = 0; part < kPanel / kLanes; ++part) {
+      words[0][part] = load(at + part * kLanes);
+      auto bits = reinterpret_cast<VecUint>(words[0][part]);
+      if constexpr (kLines == 2) {
+        words[0][part] = reinterpret_cast<Vec>(bits << 16);
+        words[1][part] = reinterpret_cast<Vec>(bits & 0xffff0000u);
+      }
+    }
+    at += kPanel;
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < PerLane * Rows; ++i) {
-    int r = i % Rows;
-    Vec value = splat(row[r][line * PerLane + i / Rows]);
-#pragma GCC unroll 2
-    for (int part = 0; part < kParts; ++part)
-      acc[r][part] = Math::multiply_add(value, i < Rows ? first[part] : second[part], acc[r][part]);
+};
+template <class Math, class Format>
+struct FormatWords : Format {
+  static constexpr int64_t kBlock = Format::kIntegers ? Format::kGroup : kGemmK;
+  static constexpr int64_t kStep = Format::kLines * Math::kPerWord;
+  void prefetch(const GemmParams& p, int64_t panels) const {
+    __builtin_prefetch(this->at + panels * kPanel * panel_layout(Format::kPanels).lines(p.K), 0, 2);
   }
-}
+  void read(Vec (&words)[Format::kLines][kPanel / kLanes]) { Format::template read<Math>(words); }
+};
 
-// Up to `Rows` rows of A by as many packed panels of B at once: so many streams memory serves better than one, and so many chains
-// of FMAs do not wait for themselves.
-template <int Rows, int Panels, class Math, class T>
-void stream_panels(const GemmParams& p, const float* const (&row)[Rows], int rows, int64_t n, float* c, int64_t c_row) {
-  constexpr int kPerLane = kTwoInALane<Math, T> ? 2 : 1, kParts = kPanel / kLanes, kVecs = Panels * kParts;
-  constexpr int kStep = kPerLane * Math::kPerWord;  // of k in a line of a panel
-  const float* panel[Panels];
-  for (int i = 0; i < Panels; ++i) panel[i] = panel_words<T>(p, n + i * kPanel);
-  int64_t ahead = n + Panels * kPanel < p.N ? Panels * p.K / kStep * kPanel : 0;  // the next panels, which few streams leave cold
+// Up to `Rows` rows of A, from m on, by as many packed panels of B at once: so many streams memory serves better than one, and so
+// many chains of sums do not wait for themselves.
+template <int Rows, int Panels, class Math, class Words>
+void stream_panels(const GemmParams& p, const float* const (&row)[Rows], int64_t m, int rows, int64_t n, float* c,
+                   int64_t c_row) {
+  constexpr int kParts = kPanel / kLanes, kVecs = Panels * kParts, kLines = Words::kLines;
+  bool more = Panels < 4 && n + Panels * kPanel < p.N;  // panels to come, which few streams leave cold
   Vec total[Rows][kVecs] = {};
   for (int r = 0; p.accumulate && r < rows; ++r) std::memcpy(total[r], c + r * c_row, sizeof total[r]);
-  for (int64_t k0 = 0; k0 < p.K; k0 += kGemmK) {
+  Words words[Panels];
+  for (int64_t k0 = 0; k0 < p.K; k0 += Words::kBlock) {
     Vec acc[Panels][Rows][kParts];
 #pragma GCC unroll 16
     for (int i = 0; i < Panels * Rows * kParts; ++i) acc[i / (Rows * kParts)][i / kParts % Rows][i % kParts] = Vec{};
-    for (int64_t line = k0 / kStep, end = std::min<int64_t>(p.K, k0 + kGemmK) / kStep; line < end; ++line)
+    int64_t block_end = std::min<int64_t>(p.K, k0 + Words::kBlock);
+    for (int64_t k = k0; k < block_end; k += Words::kGroup) {
 #pragma GCC unroll 4
-      for (int i = 0; i < Panels; ++i) {
-        if (Panels < 4) __builtin_prefetch(panel[i] + line * kPanel + ahead, 0, 2);
-        multiply_line<Rows, Math, kPerLane>(row, line, panel[i] + line * kPanel, acc[i]);
-      }
+      for (int i = 0; i < Panels; ++i) words[i].start(p, n + i * kPanel, k);
+      int64_t end = std::min<int64_t>(block_end, k + Words::kGroup) / Math::kPerWord;
+      for (int64_t word = k / Math::kPerWord; word < end; word += kLines)
+#pragma GCC unroll 4
+        for (int i = 0; i < Panels; ++i) {
+          if (more) words[i].prefetch(p, Panels);
+          Vec lines[kLines][kParts];
+          words[i].read(lines);
+#pragma GCC unroll 16
+          for (int j = 0; j < kLines * Rows; ++j) {
+            int r = j % Rows, line = j / Rows;
+            Vec value = splat(row[r][word + line]);
+#pragma GCC unroll 2
+            for (int part = 0; part < kParts; ++part)
+              acc[i][r][part] = Math::multiply_add(value, lines[line][part], acc[i][r][part]);
+          }
+        }
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) {
         const Vec& sum = acc[v / kParts][r][v % kParts];
-        total[r][v] = k0 > 0 || p.accumulate ? total[r][v] + sum : sum;
+        if constexpr (std::is_same_v<Math, IntPairs>) {
+          Vec unit = scales_of<Words>(p, n + v * kLanes, k0);
+          total[r][v] = add_integers(p, m + std::min(r, rows - 1), k0, sum, unit, total[r][v]);
+        } else total[r][v] = k0 > 0 || p.accumulate ? total[r][v] + sum : sum;
       }
   }
   for (int r = 0; r < rows; ++r) std::memcpy(c + r * c_row, total[r], sizeof total[r]);
 }
 
-template <int Rows, class Math, class T>
-void multiply_packed(const GemmParams& p, const float* const (&row)[Rows], int rows, int64_t n0, int64_t n1, float* c,
+template <int Rows, class Math, class Words>
+void multiply_packed(const GemmParams& p, const float* const (&row)[Rows], int64_t m, int rows, int64_t n0, int64_t n1, float* c,
                      int64_t c_row) {
   if constexpr (Rows > 4) {  // more chains than registers: a panel is read for four rows at a time, out of memory but once
     for (int64_t n = n0; n < n1; n += kPanel)
       for (int r = 0; r < rows; r += 4) {
         const auto& four = reinterpret_cast<const float* const(&)[4]>(row[r]);
-        stream_panels<4, 1, Math, T>(p, four, std::min(4, rows - r), n, c + r * c_row + n - n0, c_row);
+        stream_panels<4, 1, Math, Words>(p, four, m + r, std::min(4, rows - r), n, c + r * c_row + n - n0, c_row);
       }
   } else {
     constexpr int kPanels = 4 / Rows;
     int64_t n = n0;
     for (; n + kPanels * kPanel <= n1; n += kPanels * kPanel)
-      stream_panels<Rows, kPanels, Math, T>(p, row, rows, n, c + n - n0, c_row);
-    for (; n < n1; n += kPanel) stream_panels<Rows, 1, Math, T>(p, row, rows, n, c + n - n0, c_row);
+      stream_panels<Rows, kPanels, Math, Words>(p, row, m, rows, n, c + n - n0, c_row);
+    for (; n < n1; n += kPanel) stream_panels<Rows, 1, Math, Words>(p, row, m, rows, n, c + n - n0, c_row);
   }
 }
 
@@ -185,7 +212,8 @@ void multiply_few(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, int64
   }
   auto by = [&](auto type) {
     using T = decltype(type);
-    if (p.b_panels) multiply_packed<Rows, Math, T>(p, row, rows, n0, n1, c, c_row);
+    if (p.b_panels == Panels::fp8) multiply_packed<Rows, Math, FormatWords<Math, Fp8>>(p, row, m0, rows, n0, n1, c, c_row);
+    else if (p.b_panels == Panels::plain) multiply_packed<Rows, Math, PlainWords<Math, T>>(p, row, m0, rows, n0, n1, c, c_row);
     else if constexpr (Rows <= 8) multiply_lines<Rows, Math, T>(p, row, rows, n0, n1, c, c_row);
   };
   if (p.b_type == Storage::f32) by(float{});

@@ -5,8 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "fulgur/ops/linear/gemm.h"
-#include "fulgur/ops/simd.h"
+#include "fulgur/ops/linear/gemm_math.h"
 
 namespace fulgur::FULGUR_ISA {
 
@@ -32,20 +31,6 @@ inline float widen<float>(float value, bool round) {
 
 inline Vec load_as_f32(const float* at, bool round) { return round ? round_to_bf16(load(at)) : load(at); }
 inline Vec load_as_f32(const uint16_t* at, bool) { return from_bf16(at); }
-
-// How a product multiplies. A word is what one 32-bit lane holds: one k in f32, or two in bf16 where the CPU multiplies pairs.
-struct Singles {
-  static constexpr int kPerWord = 1;
-  static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
-};
-struct Pairs {
-  static constexpr int kPerWord = 2;
-  static Vec multiply_add(Vec a, Vec b, Vec c) { return pair_fma(a, b, c); }
-};
-template <class Math>
-constexpr int64_t words_of(int64_t K) {
-  return (K + Math::kPerWord - 1) / Math::kPerWord;
-}
 
 // Where the micro-kernel finds word k of row r of A: at[r * row + k * column]; the next panel's rows are `panel` further.
 struct RowsOfA {
@@ -194,7 +179,7 @@ void pack_lanes(const GemmParams& p, int64_t k0, int64_t K, int64_t n, int64_t l
   constexpr int64_t kStep = Math::kPerWord;
   const T* b = static_cast<const T*>(p.b);
   int64_t word = 0, words = words_of<Math>(K);
-  if (p.b_panels && left > 0) return copy_lanes<Math, T>(p, k0, K, n, to);
+  if (p.b_panels == Panels::plain && left > 0) return copy_lanes<Math, T>(p, k0, K, n, to);
   if (left >= kLanes && p.b_col == 1 && !p.b_columns)
     for (; word < words; ++word) {
       int64_t k = k0 + word * kStep;
@@ -218,9 +203,18 @@ void pack_lanes(const GemmParams& p, int64_t k0, int64_t K, int64_t n, int64_t l
       to[rest * kGemmCols + i] = i < left ? word_of<Math>(b + column_of_b(p, n + i), p, k0 + rest * kStep, k0 + K) : 0.0f;
 }
 
-// B[k0 .. k0+K][n0 .. n1) as panels [panel][words][kGemmCols].
+// B[k0 .. k0+K][n0 .. n1) in a quantised format as panels [panel][words][kGemmCols].
+template <class Math, class Format>
+void unpack_panels(const GemmParams& p, int64_t k0, int64_t K, int64_t n0, int64_t n1, float* to) {
+  int64_t words = words_of<Math>(K);
+  for (int64_t n = n0; n < n1; n += kPanel)
+    unpack_panel<Math, Format>(p, n, k0, K, to + (n - n0) / kGemmCols * kGemmCols * words + (n - n0) % kGemmCols, kGemmCols);
+}
+
+// Any other B.
 template <class Math>
 void pack_b(const GemmParams& p, int64_t k0, int64_t K, int64_t n0, int64_t n1, float* to) {
+  if (p.b_panels == Panels::fp8) return unpack_panels<Math, Fp8>(p, k0, K, n0, n1, to);
   for (int64_t n = n0; n < n1; n += kGemmCols, to += kGemmCols * words_of<Math>(K))
     for (int i = 0; i < kGemmCols; i += kLanes) {
       if (p.b_type == Storage::f32) pack_lanes<Math, float>(p, k0, K, n + i, n1 - n - i, to + i);
@@ -326,7 +320,7 @@ const float* words_at(const GemmParams& p, int64_t m, int64_t k) {
 // One panel of rows uses what it packs of B once: it reads rows of B where they lie instead.
 template <int Rows, class Math>
 bool rows_of_b_serve(const GemmParams& p, int64_t rows) {
-  return Math::kPerWord == 1 && rows <= Rows && p.b_col == 1 && !p.b_columns && !p.b_panels && !p.round_b_to_bf16;
+  return Math::kPerWord == 1 && rows <= Rows && p.b_col == 1 && !p.b_columns && p.b_panels == Panels::none && !p.round_b_to_bf16;
 }
 template <class T>
 OwnRows<T> own_rows(const GemmParams& p, int64_t k, int64_t n) {

@@ -81,6 +81,29 @@ int64_t keys_below(const int32_t* keys, int64_t count, int64_t key) {
 
 }  // namespace
 
+void integer_row(const void* x, Storage type, int64_t count, int16_t* to, float* scales) {
+  typedef int16_t Halves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+  for (int64_t k = 0; k < count; k += kIntegerGroup) {
+    int64_t some = std::min(kIntegerGroup, count - k);
+    Vec top{}, nothing{};  // nothing: 0, or NaN
+    for_vectors(some, [&](int64_t i, int64_t n) {
+      Vec value = read(x, type, k + i, n);
+      top = max(top, max(value, -value)), nothing += value * 0.0f;
+    });
+    float most = max_lane(top);
+    scales[k / kIntegerGroup] = most / 127 + sum(nothing);
+    float inverse = most > 1e-30f && most < INFINITY ? 127 / most : 0;
+    for_vectors(some, [&](int64_t i, int64_t n) {
+      Vec value = read(x, type, k + i, n) * inverse;
+      value = (value + 12582912.0f) - 12582912.0f;  // to the nearest whole number: 1.5 * 2^23
+      Halves halves = __builtin_convertvector(__builtin_convertvector(value, VecInt), Halves);
+      if (n >= kLanes) *reinterpret_cast<Halves*>(to + k + i) = halves;
+      else
+        for (int64_t lane = 0; lane < n; ++lane) to[k + i + lane] = halves[lane];
+    });
+  }
+}
+
 void gemm_tile(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1) { gemm_region(p, m0, m1, n0, n1); }
 
 void add_to_key_range(const KeyGradients& g, int64_t row, int64_t slot, int64_t slots, int64_t first, int64_t last) {

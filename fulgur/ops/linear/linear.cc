@@ -35,9 +35,11 @@ Tensor linear_cpu(const Tensor& x, const Tensor& weight) {
   auto rows = x.contiguous();
   auto y = at::empty(with_last(x, w.outputs()), x.options());
   GemmParams p = w.product(x, "linear");
-  p.a = rows.const_data_ptr(), p.c = y.mutable_data_ptr();
+  Rows a(rows, w, "linear");
+  a.give(p);
+  p.c = y.mutable_data_ptr();
   p.M = p.K == 0 ? 0 : rows.numel() / p.K;
-  p.a_row = p.K, p.c_row = p.N, p.c_type = p.a_type;
+  p.c_row = p.N, p.c_type = p.a_type;
   gemm(p);
   return y;
 }
@@ -137,13 +139,15 @@ Tensor head_linear_cpu(const Tensor& x, const Tensor& weight) {
   Weight w = turned.get();
   check_heads(x, w);
   auto rows = x.contiguous();
-  int64_t N = x.size(0), H = x.size(1), I = w.inputs(), O = w.outputs();
+  int64_t N = x.size(0), H = x.size(1), O = w.outputs();
   auto y = at::empty({N, H, O}, x.options());
+  Rows a(rows, w, "head_linear");
   std::vector<GemmParams> products;
   for (int64_t h = 0; h < H; ++h) {
     GemmParams& p = products.emplace_back(w.product(x, "head_linear", h));
-    p.a = at_head(rows, h * I), p.c = const_cast<char*>(at_head(y, h * O));
-    p.M = N, p.a_row = H * I, p.c_row = H * O, p.c_type = p.a_type;
+    a.give(p, h, H);
+    p.c = const_cast<char*>(at_head(y, h * O));
+    p.M = N, p.c_row = H * O, p.c_type = p.a_type;
   }
   gemm(products);
   return y;
@@ -212,45 +216,19 @@ struct HeadLinearFunction : torch::autograd::Function<HeadLinearFunction> {
 
 Tensor head_linear_autograd(const Tensor& x, const Tensor& weight) { return HeadLinearFunction::apply(x, weight); }
 
-// ---- packing ----
-
-bool can_pack(const Tensor& weight) { return weight.dim() >= 2 && weight.size(-2) % kPanel == 0 && weight.size(-1) % 2 == 0; }
-
-std::vector<int64_t> packed_sizes(const Tensor& weight) {
-  FULGUR_CHECK(can_pack(weight), "[pack] expected a weight [.., a multiple of 16 outputs, an even number of inputs], got ",
-               weight.sizes());
-  auto sizes = weight.sizes().vec();
-  int64_t O = weight.size(-2), I = weight.size(-1);
-  sizes.back() = kPanel, sizes[sizes.size() - 2] = I;
-  sizes.insert(sizes.end() - 2, O / kPanel);
-  return sizes;
-}
-
-Tensor pack_cpu(const Tensor& weight) {
-  auto sizes = packed_sizes(weight);
-  int64_t pair = storage(weight, "pack") == Storage::bf16 ? 2 : 1, panels = weight.size(-2) / kPanel;  // inputs side by side
-  auto turned = weight.reshape({-1, panels, kPanel, weight.size(-1) / pair, pair}).transpose(2, 3);
-  return turned.clone(at::MemoryFormat::Contiguous).view(sizes);
-}
-
-Tensor pack_meta(const Tensor& weight) { return at::empty(packed_sizes(weight), weight.options()); }
-
 TORCH_LIBRARY_FRAGMENT(fulgur, m) {
-  m.def("pack(Tensor weight) -> Tensor");
   m.def("linear(Tensor x, Tensor weight) -> Tensor");
   m.def("linear_backward(Tensor dy, Tensor x, Tensor weight, bool want_x, bool want_weight) -> (Tensor, Tensor)");
   m.def("head_linear(Tensor x, Tensor weight) -> Tensor");
   m.def("head_linear_backward(Tensor dy, Tensor x, Tensor weight, bool want_x, bool want_weight) -> (Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(fulgur, CPU, m) {
-  m.impl("pack", pack_cpu);
   m.impl("linear", linear_cpu);
   m.impl("linear_backward", linear_backward_cpu);
   m.impl("head_linear", head_linear_cpu);
   m.impl("head_linear_backward", head_linear_backward_cpu);
 }
 TORCH_LIBRARY_IMPL(fulgur, Meta, m) {
-  m.impl("pack", pack_meta);
   m.impl("linear", linear_meta);
   m.impl("linear_backward", linear_backward_meta);
   m.impl("head_linear", head_linear_meta);
@@ -266,11 +244,6 @@ TORCH_LIBRARY_IMPL(fulgur, Autograd, m) {
 Tensor linear(const Tensor& x, const Tensor& weight) {
   static const auto op = typed<Two>("linear");
   return op.call(x, weight);
-}
-
-Tensor pack(const Tensor& weight) {
-  static const auto op = typed<Tensor(const Tensor&)>("pack");
-  return can_pack(weight) ? op.call(weight) : weight;
 }
 
 Tensor head_linear(const Tensor& x, const Tensor& weight) {

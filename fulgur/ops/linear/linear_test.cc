@@ -73,6 +73,77 @@ TEST_P(LinearOnEachIsa, PackedWeightsGiveTheSameBits) {
       }
 }
 
+constexpr WeightFormat kQuantised[] = {WeightFormat::fp8, WeightFormat::int8, WeightFormat::int4};
+
+// Rows as integers give: rounded to +-127 in groups of 128.
+at::Tensor as_integers(const at::Tensor& x) {
+  auto out = x.to(at::kFloat).clone();
+  for (int64_t k = 0; k < x.size(-1); k += 128) {
+    auto group = out.narrow(-1, k, std::min<int64_t>(128, x.size(-1) - k));
+    auto scale = group.abs().amax(-1, true) / 127;
+    group.copy_((group * (127 / group.abs().amax(-1, true))).round() * scale);
+  }
+  return out;
+}
+
+TEST_P(LinearOnEachIsa, QuantisedWeightsMultiplyAsWhatTheyHold) {
+  at::manual_seed(7);
+  for (auto [I, O] : {std::array{32, 16}, {608, 160}, {1024, 48}, {256, 272}})
+    for (auto format : kQuantised) {
+      auto w = ops::pack(at::randn({O, I}), format), heads = ops::pack(at::randn({3, O, I}), format);
+      auto held = ops::unpack(w), held_heads = ops::unpack(heads);
+      for (int rows : {1, 2, 3, 5, 9, 16, 17, 64}) {
+        auto x = at::randn({rows, I}), x_heads = at::randn({rows, 3, I});
+        auto read = [&](const at::Tensor& rows) { return format == WeightFormat::fp8 ? rows : as_integers(rows); };
+        EXPECT_LT(relative(ops::linear(x, w), reference::linear(read(x), held)), 1e-6) << rows << " " << I << " " << int(format);
+        EXPECT_LT(relative(head_linear(x_heads, heads), reference::head_linear(read(x_heads), held_heads.transpose(1, 2))), 1e-6);
+      }
+    }
+}
+
+TEST_P(LinearOnEachIsa, ARowByQuantisedWeightsDoesNotDependOnItsBatch) {
+  at::manual_seed(8);
+  for (auto format : kQuantised)
+    for (auto type : {at::kFloat, at::kBFloat16}) {
+      auto w = ops::pack(at::randn({272, 608}), format);
+      auto x = at::randn({100, 608}).to(type), all = ops::linear(x, w);
+      for (int rows : {1, 2, 3, 4, 7, 16, 17, 40})
+        EXPECT_TRUE(at::equal(ops::linear(x.narrow(0, 30, rows), w), all.narrow(0, 30, rows))) << rows << " " << int(format);
+    }
+}
+
+TEST_P(LinearOnEachIsa, Fp8WeightsGiveTheBitsOfTheirValues) {
+  at::manual_seed(9);
+  auto packed = ops::pack(at::randn({160, 608}), WeightFormat::fp8), held = ops::unpack(packed);
+  EXPECT_TRUE(at::equal(ops::unpack(ops::pack(held, WeightFormat::fp8)), held));
+  for (auto type : {at::kFloat, at::kBFloat16})
+    for (int rows : {1, 3, 16, 40}) {
+      auto x = at::randn({rows, 608}).to(type);
+      EXPECT_TRUE(at::equal(ops::linear(x, packed), ops::linear(x, held.to(type))));
+    }
+}
+
+TEST(Linear, FormatsHoldWeightsAsWellAsTheyCan) {
+  at::manual_seed(10);
+  auto w = at::randn({64, 512});
+  double error[] = {0, .04, .008, .11};  // relative, of normal weights
+  for (auto format : {WeightFormat::fp8, WeightFormat::int8, WeightFormat::int4}) {
+    auto held = ops::unpack(ops::pack(w, format));
+    EXPECT_LT(((held - w).norm() / w.norm()).item<double>(), error[int(format)]) << int(format);
+    EXPECT_TRUE(at::equal(ops::unpack(ops::pack(at::zeros({16, 32}), format)), at::zeros({16, 32})));
+  }
+  EXPECT_TRUE(at::equal(ops::unpack(ops::pack(w)), w));
+  EXPECT_EQ(ops::pack(at::zeros({16, 40}), WeightFormat::int4).scalar_type(), at::kFloat);
+}
+
+TEST(Linear, NotANumberShowsThroughIntegers) {
+  auto x = at::ones({2, 256});
+  x[1][200] = NAN;
+  auto y = ops::linear(x, ops::pack(at::ones({16, 256}), WeightFormat::int8));
+  EXPECT_TRUE(y[0].isfinite().all().item<bool>());
+  EXPECT_TRUE(y[1].isnan().all().item<bool>());
+}
+
 TEST(Linear, PackingLeavesOddWeightsAsTheyAreAndRefusesToRound) {
   auto odd = at::zeros({17, 4}), packed = ops::pack(at::zeros({16, 4}));
   EXPECT_TRUE(ops::pack(odd).is_alias_of(odd));

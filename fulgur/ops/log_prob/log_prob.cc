@@ -22,16 +22,17 @@ const void* at_row(const Tensor& rows, int64_t row) {
   return static_cast<const char*>(rows.const_data_ptr()) + row * rows.size(1) * rows.element_size();
 }
 
-void logits_into(const Tensor& x, int64_t first, int64_t rows, const Tensor& weight, float* out) {
-  GemmParams p = Weight{weight, 0}.product(x, "log_prob");
-  p.a = at_row(x, first), p.c = out;
-  p.M = rows, p.a_row = p.K, p.c_row = p.N;
+void logits_into(const Rows& rows, int64_t first, int64_t count, const Tensor& weight, float* out) {
+  GemmParams p = Weight{weight, 0}.product(rows.x, "log_prob");
+  rows.give(p, first);
+  p.c = out, p.M = count, p.c_row = p.N;
   gemm(p);
 }
 
 void check(const Tensor& x, const Tensor& weight) {
-  FULGUR_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1),
-               "[log_prob] expected rows [N, D] and a head [V, D], got ", x.sizes(), " and ", weight.sizes());
+  Weight w{weight, 0};
+  FULGUR_CHECK(x.dim() == 2 && w.valid() && x.size(1) == w.inputs(),
+               "[log_prob] expected rows [N, D] and a head [V, D], or packed, got ", x.sizes(), " and ", weight.sizes());
 }
 
 void check_targets(const Tensor& targets, int64_t N, int64_t V) {
@@ -44,10 +45,9 @@ void check_targets(const Tensor& targets, int64_t N, int64_t V) {
 Tensor logits_cpu(const Tensor& x_in, const Tensor& weight_in) {
   auto x = x_in.contiguous(), weight = weight_in.contiguous();
   Weight w{weight, 0};
-  FULGUR_CHECK(x.dim() == 2 && w.valid() && x.size(1) == w.inputs(),
-               "[logits] expected rows [N, D] and a head [V, D], or packed, got ", x.sizes(), " and ", weight.sizes());
+  check(x, weight);
   auto out = at::empty({x.size(0), w.outputs()}, x.options().dtype(at::kFloat));
-  logits_into(x, 0, x.size(0), weight, out.mutable_data_ptr<float>());
+  logits_into(Rows(x, w, "log_prob"), 0, x.size(0), weight, out.mutable_data_ptr<float>());
   return out;
 }
 
@@ -68,14 +68,16 @@ void row_results(const float* logits, const int* target, int64_t rows, int64_t V
 std::tuple<Tensor, Tensor> log_prob_cpu(const Tensor& x_in, const Tensor& weight_in, const Tensor& targets_in) {
   check(x_in, weight_in);
   auto x = x_in.contiguous(), weight = weight_in.contiguous(), targets = targets_in.to(at::kInt).contiguous();
-  int64_t N = x.size(0), V = weight.size(0);
+  Weight w{weight, 0};
+  int64_t N = x.size(0), V = w.outputs();
   check_targets(targets, N, V);
+  Rows a(x, w, "log_prob");
   auto options = x.options().dtype(at::kFloat);
   auto result = at::empty({N}, options), lse = at::empty({N}, options), chunk = at::empty({std::min(N, kChunk), V}, options);
   float* logits = chunk.mutable_data_ptr<float>();
   for (int64_t first = 0; first < N; first += kChunk) {
     int64_t rows = std::min(kChunk, N - first);
-    logits_into(x, first, rows, weight, logits);
+    logits_into(a, first, rows, weight, logits);
     row_results(logits, targets.const_data_ptr<int>() + first, rows, V, result.mutable_data_ptr<float>() + first,
                 lse.mutable_data_ptr<float>() + first);
   }
@@ -124,6 +126,7 @@ void add_products(const Tensor& dlogits, const Tensor& x, const Tensor& weight, 
 
 Gradients log_prob_backward_cpu(const Tensor& dresult_in, const Tensor& x_in, const Tensor& weight_in, const Tensor& targets_in) {
   check(x_in, weight_in);
+  check_plain(weight_in, 2, "log_prob");
   auto x = x_in.contiguous(), weight = weight_in.contiguous(), targets = targets_in.to(at::kInt).contiguous();
   auto dresult = dresult_in.contiguous();
   int64_t N = x.size(0), V = weight.size(0);
@@ -139,7 +142,7 @@ Gradients log_prob_backward_cpu(const Tensor& dresult_in, const Tensor& x_in, co
   auto kernel = FULGUR_CALL(log_prob_gradient);
   for (int64_t first = 0; first < N; first += kChunk) {
     int64_t rows = std::min(kChunk, N - first);
-    logits_into(x, first, rows, weight, logits);
+    logits_into(Rows(x), first, rows, weight, logits);
     parallel_for(rows, [&](int64_t i) {
       float* row = logits + i * V;
       int64_t at = first + i;

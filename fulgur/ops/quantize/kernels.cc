@@ -76,8 +76,8 @@ Vec largest(const void* x, Storage type, int64_t at, int64_t count, Vec so_far) 
   return so_far;
 }
 
-float scale_of(float amax, bool pow2) {
-  float scale = std::max(amax, 1e-4f) * (1.0f / 448.0f);
+float scale_of(float amax, float floor, bool pow2) {
+  float scale = std::max(amax, floor) * (1.0f / 448.0f);
   if (!pow2) return scale;
   uint32_t bits;
   std::memcpy(&bits, &scale, 4);
@@ -110,7 +110,7 @@ void quantize_band(const QuantizeParams& p, int64_t band) {
     int64_t width = std::min(p.C - c, kQuantizeGroup);
     Vec top{};
     for (int64_t row = first; row < last; ++row) top = largest(p.x, Storage::f32, row * p.C + c, width, top);
-    float unit = *scale = scale_of(max_lane(top), p.pow2);
+    float unit = *scale = scale_of(max_lane(top), p.floor, p.pow2);
     for (int64_t row = first; row < last; ++row) {
       const float* x = p.x + row * p.C + c;
       uint8_t* bytes = p.bytes + row * p.C + c;
@@ -132,7 +132,7 @@ void dequantize_row(const DequantizeParams& p, int64_t row) {
 void simulate_fp8_row(const void* x, void* y, Storage type, int64_t C) {
   for (int64_t c = 0; c < C; c += kQuantizeGroup) {
     int64_t width = std::min(C - c, kQuantizeGroup);
-    float scale = scale_of(max_lane(largest(x, type, c, width, Vec{})), true);
+    float scale = scale_of(max_lane(largest(x, type, c, width, Vec{})), 1e-4f, true);
     for_vectors(width,
                 [=](int64_t i, int64_t n) { write(y, type, c + i, n, decode(encode(read(x, type, c + i, n) / scale)) * scale); });
   }

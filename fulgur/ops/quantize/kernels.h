@@ -14,6 +14,7 @@ struct QuantizeParams {
   float* scales;   // [ceil(R / high), ceil(C / 128)]
   int64_t R, C;
   int64_t high;  // rows that share a scale: a band
+  float floor;   // of a group's largest magnitude
   bool pow2;
 };
 

@@ -22,9 +22,14 @@ std::tuple<Tensor, Tensor> quantize(const Tensor& x_in, ScaleRule rule, int64_t 
   int64_t R = x.size(0), C = x.size(1), bands = (R + high - 1) / high;
   auto bytes = at::empty({R, C}, x.options().dtype(at::kByte));
   auto scales = at::empty({bands, (C + kQuantizeGroup - 1) / kQuantizeGroup}, x.options());
-  QuantizeParams params{
-      x.const_data_ptr<float>(), bytes.mutable_data_ptr<uint8_t>(), scales.mutable_data_ptr<float>(), R, C, high,
-      rule == ScaleRule::pow2};
+  QuantizeParams params{x.const_data_ptr<float>(),
+                        bytes.mutable_data_ptr<uint8_t>(),
+                        scales.mutable_data_ptr<float>(),
+                        R,
+                        C,
+                        high,
+                        rule == ScaleRule::cache ? 448e-4f : 1e-4f,
+                        rule != ScaleRule::plain};
   auto kernel = FULGUR_CALL(quantize_band);
   for_blocks(bands, high * C, [&](int64_t first, int64_t last) {
     for (int64_t band = first; band < last; ++band) kernel(params, band);

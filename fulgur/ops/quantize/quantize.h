@@ -11,7 +11,8 @@ namespace fulgur::ops {
 // How a group's scale follows from its largest magnitude.
 //   pow2: amax floored to 1e-4, amax * fl32(1/448) rounded up to a power of two (ue8m0; DeepSeek's rule)
 //   plain: amax floored to 1e-4, amax * fl32(1/448)
-enum class ScaleRule { pow2, plain };
+//   cache: amax * fl32(1/448) floored to 1e-4, rounded up to a power of two (FlashMLA's rows, spec D.4)
+enum class ScaleRule { pow2, plain, cache };
 
 // Bytes e4m3fn, uint8: clamp to +-448, nearest even, NaN -> 0x7f.
 at::Tensor to_e4m3(const at::Tensor& x);

@@ -6,11 +6,54 @@
 namespace fulgur::FULGUR_ISA {
 namespace {
 
+constexpr int64_t kStretch = 256;      // keys of fp8 that are unpacked at once
+constexpr int64_t kLatentGroup = 128;  // latents that share a scale
+
 // The rows of one row's selected keys. Products read them where they lie.
 struct Keys {
   int64_t count;
   const int32_t* row;
 };
+
+// Columns of them as products read them: rows `row` of `at`, `stride` numbers apart.
+struct Columns {
+  const void* at;
+  int64_t stride;
+  const int32_t* row;
+};
+
+// Columns [first, last) of keys of fp8, to the type of q, which holds them exactly. The bytes of a row: latents, scales, rope.
+Columns unpack_keys(const SparseMlaParams& p, const Keys& keys, int64_t first, int64_t last) {
+  static thread_local std::vector<float> room;
+  static thread_local std::vector<int32_t> numbers;
+  int64_t width = last - first, scales = (p.R + kLatentGroup - 1) / kLatentGroup, bytes = p.R + 4 * scales + 2 * (p.C - p.R);
+  room.resize(std::max<size_t>(room.size(), keys.count * width));
+  for (int64_t i = int64_t(numbers.size()); i < keys.count; ++i) numbers.push_back(int32_t(i));
+  for (int64_t i = 0; i < keys.count; ++i) {
+    const auto* key = static_cast<const uint8_t*>(p.kv) + keys.row[i] * bytes;
+    if (i + 4 < keys.count) __builtin_prefetch(static_cast<const uint8_t*>(p.kv) + keys.row[i + 4] * bytes + first);
+    auto put = [&](int64_t c, int64_t count, Vec value) { write(room.data(), p.type, i * width + c - first, count, value); };
+    int64_t c = first;
+    for (int64_t latents = std::min(last, p.R); c < latents;) {
+      float scale;
+      std::memcpy(&scale, key + p.R + c / kLatentGroup * 4, 4);
+      int64_t end = std::min(latents, (c / kLatentGroup + 1) * kLatentGroup);
+      for (; c < end; c += kLanes) {
+        uint8_t part[kLanes] = {};
+        const uint8_t* at = end - c >= kLanes ? key + c : std::copy_n(key + c, end - c, part) - (end - c);
+        put(c, end - c, small_e4m3(at) * 0x1p120f * scale);
+      }
+      c = end;
+    }
+    const auto* rope = reinterpret_cast<const uint16_t*>(key + p.R + 4 * scales);
+    for (; c < last; c += kLanes) put(c, last - c, read(rope, Storage::bf16, c - p.R, last - c));
+  }
+  return {room.data(), width, numbers.data()};
+}
+
+Columns columns_of(const SparseMlaParams& p, const Keys& keys, int64_t first, int64_t last) {
+  return p.fp8 ? unpack_keys(p, keys, first, last) : Columns{element(p.kv, p.type, first), p.C, keys.row};
+}
 
 Keys keys_of(const SparseMlaParams& p, int64_t row) {
   const int32_t* keys = p.selected + row * p.K;
@@ -23,8 +66,9 @@ int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 // dots[h][i] = rows[h] . key_i[:length] of heads whose rows of `length` follow one another.
 void dot_keys(const SparseMlaParams& p, const void* rows, int64_t length, int64_t heads, const Keys& keys, int64_t stride,
               float* dots) {
+  Columns columns = columns_of(p, keys, 0, length);
   dot_gathered({.a = rows,
-                .b = p.kv,
+                .b = columns.at,
                 .c = dots,
                 .M = heads,
                 .N = keys.count,
@@ -32,11 +76,11 @@ void dot_keys(const SparseMlaParams& p, const void* rows, int64_t length, int64_
                 .a_row = length,
                 .a_col = 1,
                 .b_row = 1,
-                .b_col = p.C,
+                .b_col = columns.stride,
                 .c_row = stride,
                 .a_type = p.type,
                 .b_type = p.type,
-                .b_columns = keys.row},
+                .b_columns = columns.row},
                p.H);
 }
 
@@ -69,7 +113,9 @@ float softmax(float* scores, int64_t count) {
 void sparse_mla_scores(const SparseMlaParams& p, int64_t row, int64_t first, int64_t last, float* scores) {
   Keys keys = keys_of(p, row);
   last = std::min(last, keys.count);
-  if (first < last) score(p, row, {last - first, keys.row + first}, padded_keys(p.K), scores + first);
+  int64_t step = p.fp8 ? kStretch : p.K;
+  for (; first < last; first += step)
+    score(p, row, {std::min(step, last - first), keys.row + first}, padded_keys(p.K), scores + first);
 }
 
 void sparse_mla_softmax(const SparseMlaParams& p, int64_t row, int64_t head, float* scores) {
@@ -81,20 +127,21 @@ void sparse_mla_values(const SparseMlaParams& p, int64_t row, int64_t first, int
   static thread_local std::vector<float> buffer;
   Keys keys = keys_of(p, row);
   int64_t size = last - first;
+  Columns columns = columns_of(p, keys, first, last);
   buffer.resize(std::max<size_t>(buffer.size(), p.H * size));
   gemm_serial({.a = scores,
-               .b = element(p.kv, p.type, first),
+               .b = columns.at,
                .c = buffer.data(),
                .M = p.H,
                .N = size,
                .K = keys.count,
                .a_row = padded_keys(p.K),
                .a_col = 1,
-               .b_row = p.C,
+               .b_row = columns.stride,
                .b_col = 1,
                .c_row = size,
                .b_type = p.type,
-               .b_rows = keys.row});
+               .b_rows = columns.row});
   for (int64_t h = 0; h < p.H; ++h)
     for (int64_t i = 0; i < size; i += kLanes)
       write(p.out, p.type, (row * p.H + h) * p.R + first + i, size - i,
@@ -123,7 +170,9 @@ void sparse_mla_row(const SparseMlaParams& p, int64_t row) {
   scores.resize(std::max<size_t>(scores.size(), p.H * padded_keys(p.K)));
   sparse_mla_scores(p, row, 0, p.K, scores.data());
   for (int64_t h = 0; h < p.H; ++h) sparse_mla_softmax(p, row, h, scores.data());
-  sparse_mla_values(p, row, 0, p.R, scores.data());
+  int64_t step = p.fp8 ? kLatentGroup : p.R;
+  for (int64_t first = 0; first < p.R; first += step)
+    sparse_mla_values(p, row, first, std::min(p.R, first + step), scores.data());
   sparse_mla_target(p, row, scores.data());
 }
 

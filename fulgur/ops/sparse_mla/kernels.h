@@ -9,7 +9,7 @@ namespace fulgur {
 
 struct SparseMlaParams {
   const void* q;            // [N, H, C]
-  const void* kv;           // [S, C]
+  const void* kv;           // [S, C], or rows of fp8 (cached_keys.h); forward only
   const int32_t* selected;  // [N, K] ascending, -1 behind the last
   const int32_t* rows;      // [N, K] where these keys lie
   void* out;                // [N, H, R]
@@ -18,6 +18,7 @@ struct SparseMlaParams {
   int64_t H, C, R, K;
   float scale;
   Storage type;  // of q, kv, out, dout
+  bool fp8;
   // Backward pass only.
   const void* dout;  // [N, H, R]
   float* dq;         // [N, H, C]

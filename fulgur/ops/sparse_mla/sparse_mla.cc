@@ -15,12 +15,15 @@ using Backward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const 
                                             const Tensor&, int64_t, double);
 
 void check(const Tensor& q, const Tensor& kv, const Tensor& selected, int64_t keys, int64_t value_dim) {
-  FULGUR_CHECK(q.dim() == 3 && kv.dim() == 2 && q.size(2) == kv.size(1), "[sparse_mla] expected q [N, H, C] and kv [S, C], got ",
-               q.sizes(), " and ", kv.sizes());
-  FULGUR_CHECK(q.scalar_type() == kv.scalar_type(), "[sparse_mla] expected q and kv of one type, got ", q.scalar_type(), " and ",
-               kv.scalar_type());
-  FULGUR_CHECK(value_dim > 0 && value_dim <= kv.size(1), "[sparse_mla] expected a value size of at most ", kv.size(1), ", got ",
-               value_dim);
+  bool fp8 = kv.scalar_type() == at::kByte;
+  FULGUR_CHECK(q.dim() == 3 && kv.dim() == 2 && value_dim > 0 && value_dim <= q.size(2),
+               "[sparse_mla] expected q [N, H, C], rows of keys, and a value size of at most C, got ", q.sizes(), ", ",
+               kv.sizes(), " and ", value_dim);
+  int64_t bytes = value_dim + (value_dim + 127) / 128 * 4 + 2 * (q.size(2) - value_dim);
+  FULGUR_CHECK(kv.size(1) == (fp8 ? bytes : q.size(2)), "[sparse_mla] expected kv [S, ", fp8 ? bytes : q.size(2), "], got ",
+               kv.sizes());
+  FULGUR_CHECK(fp8 || q.scalar_type() == kv.scalar_type(), "[sparse_mla] expected q and kv of one type, got ", q.scalar_type(),
+               " and ", kv.scalar_type());
   check_selected(selected, q.size(0), keys, "sparse_mla");
 }
 
@@ -34,11 +37,12 @@ SparseMlaParams params_of(const Tensor& q, const Tensor& kv, const Tensor& selec
           .lse = const_cast<float*>(lse.const_data_ptr<float>()),
           .target = nullptr,
           .H = q.size(1),
-          .C = kv.size(1),
+          .C = q.size(2),
           .R = value_dim,
           .K = selected.size(1),
           .scale = float(scale),
           .type = storage(q, "sparse_mla"),
+          .fp8 = kv.scalar_type() == at::kByte,
           .dout = nullptr,
           .dq = nullptr};
 }
@@ -101,6 +105,8 @@ std::tuple<Tensor, Tensor> sparse_mla_backward_cpu(const Tensor& dout_in, const 
                                                    int64_t value_dim, double scale) {
   auto q = q_in.contiguous(), kv = kv_in.contiguous(), selected = selected_in.contiguous();
   auto dout = dout_in.to(q.scalar_type()).contiguous(), out = out_in.contiguous(), lse = lse_in.contiguous();
+  FULGUR_CHECK(kv.scalar_type() == q.scalar_type(), "[sparse_mla] expected plain keys where a gradient is wanted, got ",
+               kv.scalar_type());
   auto f32 = q.options().dtype(at::kFloat);
   auto dq = at::empty(q.sizes(), f32), dkv = at::zeros(kv.sizes(), f32);
   auto params = params_of(q, kv, selected, out, lse, value_dim, scale);
