@@ -12,6 +12,7 @@
 #include "fulgur/cli/limits.h"
 #include "fulgur/model/cost.h"
 #include "fulgur/model/transformer.h"
+#include "fulgur/ops/cached_keys.h"
 #include "fulgur/ops/isa.h"
 #include "fulgur/ops/log_prob/log_prob.h"
 
@@ -19,7 +20,7 @@ namespace fulgur::cli {
 namespace {
 
 struct Options {
-  std::string shape = "ds32-353m", depth = "0,2K,8K,32K,128K", dtype = "bf16";
+  std::string shape = "ds32-353m", depth = "0,2K,8K,32K,128K", dtype = "bf16", weights = "plain", cache = "plain";
   int64_t chunk = 256;
   double seconds = 2;
   bool dense = true;
@@ -50,16 +51,26 @@ struct Way {
 // A cache as it would be behind `depth` tokens: latents and indexer keys are normed, so random ones have the right size.
 class Depth {
  public:
-  Depth(const Transformer& model, const Way& way, at::ScalarType type, int64_t depth, int64_t rows)
+  Depth(const Transformer& model, const Way& way, at::ScalarType type, CacheFormat format, int64_t depth, int64_t rows)
       : model_(model),
         way_(way),
         type_(type),
         depth_(depth),
-        cache_(model.config(), way.attention(), type, pages_for(depth + rows)),
+        cache_(model.config(), way.attention(), type, pages_for(depth + rows), {.format = format}),
         sequence_(cached_sequences(1, depth + rows)[0]) {
-    for (auto& layer : cache_.layers)
-      for (auto* keys : {&layer.kv_SC, &layer.index_PDK, &layer.k_SHE, &layer.v_SHV})
-        if (keys->defined()) keys->normal_();
+    for (auto& layer : cache_.layers) {
+      if (way.attention() == Attention::sparse) fill(layer);
+      else layer.k_SHE.normal_(), layer.v_SHV.normal_();
+    }
+  }
+
+  // What a value takes.
+  StoredBytes bytes(double weight) const {
+    const auto& layer = cache_.layers[0];
+    auto of_key = [&](const at::Tensor& keys) {
+      return keys.defined() ? double(keys.nbytes()) / double(int64_t(sequence_.pages.size()) * 64) : 0;
+    };
+    return {weight, of_key(layer.kv_SC) + of_key(layer.k_SHE) + of_key(layer.v_SHV), of_key(layer.index_PDK)};
   }
 
   // `rows` rows behind the depth, which are forgotten again; returns how long they took.
@@ -78,6 +89,17 @@ class Depth {
   }
 
  private:
+  void fill(Cache::Layer& layer) {
+    const auto& config = model_.config();
+    constexpr int64_t kBlock = 4096;  // keys at once
+    for (int64_t first = 0, keys = pages_for(depth_) * 64; first < keys; first += kBlock) {
+      int64_t count = std::min(kBlock, keys - first);
+      auto slots = at::arange(first, first + count, at::kLong);
+      auto random = [&](int64_t size) { return at::randn({count, size}).to(type_); };
+      ops::store_latents(layer.kv_SC, slots, random(config.kv_lora_rank), random(config.qk_rope_head_dim));
+      ops::store_index_keys(layer.index_PDK, slots, random(config.index_head_dim));
+    }
+  }
   static at::Tensor every_key(const Batch& batch) {
     auto end_N1 = batch.visible_N2.narrow(1, 1, 1);
     auto key = at::arange(end_N1.max().item<int>(), at::kInt).unsqueeze(0);
@@ -103,10 +125,17 @@ void print(const Json& r) {
 
 std::string depth_name(int64_t depth) { return depth % 1024 == 0 && depth > 0 ? cat(depth / 1024, "K") : cat(depth); }
 
+double weight_bytes(const Options& o) {
+  if (o.weights == "int4") return 4.5 / 8;
+  if (o.weights == "int8" || o.weights == "fp8") return 1 + 1.0 / 64;
+  return o.dtype == "bf16" ? 2 : 4;
+}
+
 Json measure(const Transformer& model, const Way& way, const Options& o, int64_t depth, int64_t rows, Limits& limits) {
   auto type = o.dtype == "bf16" ? at::kBFloat16 : at::kFloat;
-  Depth at(model, way, type, depth, rows);
-  auto cost = step_cost(model.config(), way.form, depth, rows, o.dtype == "bf16" ? 2 : 4);
+  auto format = way.form == Form::sparse ? cache_format(o.cache) : CacheFormat{};
+  Depth at(model, way, type, format, depth, rows);
+  auto cost = step_cost(model.config(), way.form, depth, rows, at.bytes(weight_bytes(o)));
   std::vector<Sample> samples;
   at.seconds(rows);
   auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(o.seconds);
@@ -145,7 +174,8 @@ void bench_model(const Options& o) {
     FULGUR_CHECK(depth + o.chunk <= config.max_position_embeddings, "[bench] --depth: expected at most ",
                  config.max_position_embeddings - o.chunk, ", got ", depth);
   auto packed = [&, weights = init_weights(config, 1)](bool absorbed) {  // as an engine holds them
-    return Transformer(config, pack_weights(config, weights, o.dtype == "bf16" ? at::kBFloat16 : at::kFloat, absorbed));
+    auto type = o.dtype == "bf16" ? at::kBFloat16 : at::kFloat;
+    return Transformer(config, pack_weights(config, weights, type, absorbed, weight_format(o.weights)));
   };
   std::map<Attention, Transformer> models;
   models.emplace(Attention::sparse, packed(true));
@@ -180,9 +210,10 @@ void add_bench_model(CLI::App& bench) {
       ->check(CLI::IsMember({"ds32-353m", "v32-layer"}));
   command->add_option("--depth", o->depth, "Tokens in the cache")->capture_default_str();
   command->add_option("--chunk", o->chunk, "Rows of a prefill step")->capture_default_str()->check(CLI::PositiveNumber);
-  command->add_option("--dtype", o->dtype, "Weights, activations and cache")
+  command->add_option("--dtype", o->dtype, "Activations, and weights and cache that are plain")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16"}));
+  add_formats(*command, o->weights, o->cache);
   command->add_option("--seconds", o->seconds, "Time for each figure")->capture_default_str()->check(CLI::PositiveNumber);
   command->add_flag("!--no-dense", o->dense, "Leave out the dense forms, whose caches are large");
   command->footer("Example:\n  fulgur bench model --shape ds32-353m --depth 0,8K,128K --threads 2");

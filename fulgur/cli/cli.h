@@ -34,6 +34,9 @@ void add_report(CLI::App& app, Common& common);
 void add_bench(CLI::App& app, Common& common);
 void add_bench_model(CLI::App& bench);
 
+// Flags --weights-format and --cache, names of ops/formats.h.
+void add_formats(CLI::App& command, std::string& weights, std::string& cache);
+
 // "3M", "1.5k", "4096" -> a number; throws UsageError naming `flag`.
 double parse_count(const std::string& text, const std::string& flag);
 

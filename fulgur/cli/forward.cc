@@ -10,15 +10,28 @@ namespace {
 
 struct Options {
   std::string model, config, weights, input, output, dump = "forward", attention = "sparse", dtype = "f32", replay;
+  std::string cache = "plain", weights_format = "plain";
   int64_t chunk = 0, steps = 40;
   bool hadamard = false, simulate_fp8 = false;
 };
 
-Transformer open_model(const Options& o) {
+Transformer read_model(const Options& o) {
   if (!o.model.empty()) return load_model(find_model(o.model), /*share_mtp=*/false);
   if (o.config.empty() || o.weights.empty()) throw UsageError("[usage] expected --model, or --config and --weights");
   auto config = read_config(o.config);
   return Transformer(config, import_weights(config, read_weights(o.weights), /*share_mtp=*/false));
+}
+
+at::ScalarType type_of(const Options& o) { return o.dtype == "bf16" ? at::kBFloat16 : at::kFloat; }
+
+Transformer open_model(const Options& o) {
+  bool inference = o.dump == "logits" || o.dump == "greedy";
+  auto format = weight_format(o.weights_format);
+  if (!inference && (o.cache != "plain" || format != WeightFormat::plain))
+    throw UsageError("[usage] --cache and --weights-format: expected --dump logits or greedy, got --dump " + o.dump);
+  if (format == WeightFormat::plain) return read_model(o);
+  auto model = read_model(o);
+  return {model.config(), pack_weights(model.config(), std::move(model.weights()), type_of(o), o.attention == "sparse", format)};
 }
 
 const at::Tensor& input(const Tensors& inputs, const std::string& file, const std::string& name) {
@@ -35,7 +48,8 @@ void forward(const Options& o, bool json) {
   Tensors replay;
   if (!o.replay.empty()) replay = read_safetensors(o.replay);
   DumpOptions options{.attention = o.attention == "dense" ? Attention::dense : Attention::sparse,
-                      .type = o.dtype == "bf16" ? at::kBFloat16 : at::kFloat,
+                      .type = type_of(o),
+                      .cache = cache_format(o.cache),
                       .chunk = o.chunk,
                       .hadamard = o.hadamard,
                       .simulate_fp8 = o.simulate_fp8,
@@ -68,6 +82,7 @@ void add_forward(CLI::App& app, Common& common) {
       ->capture_default_str()
       ->check(CLI::IsMember({"sparse", "dense"}));
   command->add_option("--dtype", o->dtype, "Activations")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
+  add_formats(*command, o->weights_format, o->cache);
   command->add_option("--chunk", o->chunk, "With --dump logits: tokens a call through the cache (default: one pass)")
       ->check(CLI::PositiveNumber);
   command->add_option("--steps", o->steps, "With --dump greedy: tokens to decode")

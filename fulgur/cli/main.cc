@@ -10,6 +10,7 @@
 #include "fulgur/base/threads.h"
 #include "fulgur/cli/cli.h"
 #include "fulgur/ops/arena.h"
+#include "fulgur/ops/formats.h"
 #include "fulgur/ops/isa.h"
 #include "fulgur/train/trainer.h"
 
@@ -19,6 +20,17 @@ std::atomic<int> g_stop{0};
 
 // Another rank's signal stops this one too.
 int stop_code() { return 128 + (g_stop ? g_stop.load() : SIGINT); }
+
+void add_formats(CLI::App& command, std::string& weights, std::string& cache) {
+  command.add_option("--weights-format", weights, "How matrices are stored; plain: in the activations' type")
+      ->capture_default_str()
+      ->check(CLI::IsMember(kWeightFormats));
+  command
+      .add_option("--cache", cache,
+                  "How keys are stored: fp8 (656 and 132 bytes at the published sizes), int8 (indexer keys), both")
+      ->capture_default_str()
+      ->check(CLI::IsMember(kCacheFormats));
+}
 
 double parse_count(const std::string& text, const std::string& flag) {
   char* end = nullptr;

@@ -23,6 +23,7 @@ struct Options {
   std::vector<std::filesystem::path> runs;
   std::vector<std::string> forms{"dense", "sparse", "window"};
   std::vector<int64_t> contexts;
+  std::string weights_format = "plain", cache = "plain";
   Request request;
   bool draft = true;
   int64_t tokens = 100000;
@@ -38,6 +39,7 @@ void generate_command(Options o, Common& common) {
   prompt.insert(prompt.begin(), int32_t(model.config().bos_token_id));
   o.request.prompt = prompt, o.request.stop_tokens = {int32_t(model.config().eos_token_id)};
   EngineOptions options{.dense = o.attention == "dense", .bf16 = o.dtype == "bf16"};
+  options.weights = weight_format(o.weights_format), options.cache = cache_format(o.cache);
   options.draft = o.draft && model.weights().mtp;
   options.max_context = int64_t(prompt.size()) + o.request.max_tokens;
   Engine engine(std::move(model), options);
@@ -185,7 +187,18 @@ void perplexity_command(const Options& o, bool json) {
     forms.push_back(name == "dense" ? EvalForm::dense : name == "sparse" ? EvalForm::sparse : EvalForm::window);
   auto contexts = o.contexts;
   if (contexts.empty()) contexts = {model.config().max_position_embeddings};
-  auto results = evaluate_perplexity(model, data, forms, contexts, o.tokens, type_of(o.dtype));
+  Json results = Json::array();
+  auto weights = weight_format(o.weights_format);
+  for (auto form : forms) {
+    bool absorbed = form != EvalForm::dense;
+    auto stored =
+        weights == WeightFormat::plain
+            ? model
+            : Transformer(model.config(), pack_weights(model.config(), model.weights(), type_of(o.dtype), absorbed, weights));
+    auto cache = absorbed ? cache_format(o.cache) : CacheFormat{};
+    for (auto& result : evaluate_perplexity(stored, data, {form}, contexts, o.tokens, type_of(o.dtype), cache))
+      results.push_back(std::move(result));
+  }
   if (json) return void(std::printf("%s\n", Json{{"model", folder.string()}, {"perplexity", results}}.dump().c_str()));
   std::printf("%-8s %8s %10s %14s %12s\n", "form", "context", "tokens", "bits per byte", "tokens/s");
   for (const auto& r : results) {
@@ -222,6 +235,7 @@ void add_generate(CLI::App& app, Common& common) {
       ->capture_default_str()
       ->check(CLI::IsMember({"sparse", "dense"}));
   command->add_option("--dtype", o->dtype, "Activations")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
+  add_formats(*command, o->weights_format, o->cache);
   command->add_flag("!--no-draft", o->draft, "A token a step; with an MTP layer it guesses one ahead, and the text is the same");
   command->footer("Example:\n  fulgur generate --model runs/speedrun --prompt \"In the beginning\" --temperature 0.7");
   command->callback([=, &common] { generate_command(*o, common); });
@@ -256,6 +270,7 @@ void add_eval(CLI::App& app, Common& common) {
   perplexity->add_option("--contexts", o->contexts, "Tokens a sequence (default: the model's)")->check(CLI::PositiveNumber);
   perplexity->add_option("--tokens", o->tokens, "Tokens to read at most")->capture_default_str()->check(CLI::PositiveNumber);
   perplexity->add_option("--dtype", o->dtype, "Activations")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
+  add_formats(*perplexity, o->weights_format, o->cache);
   perplexity->footer("Example:\n  fulgur eval perplexity --model runs/speedrun --contexts 128 512");
   perplexity->callback([=, &common] { perplexity_command(*o, common.json); });
 }

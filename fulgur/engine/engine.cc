@@ -14,14 +14,14 @@ bool stronger(const Sequence& a, const Sequence& b) {
   return a.request.priority > b.request.priority || (a.request.priority == b.request.priority && a.id < b.id);
 }
 
-int64_t page_bytes(const ModelConfig& c, const EngineOptions& o) {
-  int64_t values = o.dense ? c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim)
-                           : c.kv_lora_rank + c.qk_rope_head_dim + c.index_head_dim;
-  int64_t keys = (c.num_hidden_layers + (o.draft ? 1 : 0)) * values * (o.bf16 ? 2 : 4);
-  int64_t experts = (c.num_hidden_layers - c.first_k_dense_replace) * c.num_experts_per_tok;
-  int64_t selected = o.dense ? 0 : c.num_hidden_layers * c.index_topk;
-  return (keys + (o.record ? (experts + selected) * 4 : 0)) * kPageKeys;
+Attention attention_of(const EngineOptions& o) { return o.dense ? Attention::dense : Attention::sparse; }
+at::ScalarType type_of(const EngineOptions& o) { return o.bf16 ? at::kBFloat16 : at::kFloat; }
+
+Cache make_cache(const ModelConfig& config, const EngineOptions& o, int64_t pages) {
+  return {config, attention_of(o), type_of(o), pages, {.mtp = o.draft, .choices = o.record, .format = o.cache}};
 }
+
+int64_t page_bytes(const ModelConfig& config, const EngineOptions& o) { return make_cache(config, o, 1).bytes(); }
 
 void check_options(const Transformer& model, const EngineOptions& o) {
   const auto& config = model.config();
@@ -59,11 +59,12 @@ const char* finish_name(Finish finish) {
 
 Engine::Loop::Loop(Transformer model, const EngineOptions& options)
     : options_((check_options(model, options), options)),
-      model_(model.config(), pack_weights(model.config(), std::move(model.weights()), type(), !options.dense)),
+      model_(model.config(),
+             pack_weights(model.config(), std::move(model.weights()), type_of(options), !options.dense, options.weights)),
       pages_(options.cache_bytes > 0 ? options.cache_bytes / page_bytes(model_.config(), options)
                                      : pages_for(context_of(model_.config(), options))),
       max_context_(std::min(context_of(model_.config(), options), pages_ * kPageKeys)),
-      cache_(model_.config(), attention(), type(), pages_, {.mtp = options.draft, .choices = options.record}),
+      cache_(make_cache(model_.config(), options, pages_)),
       tree_(pages_),
       thread_([this] { run(); }) {}
 

@@ -19,14 +19,17 @@
 
 #include "fulgur/base/error.h"
 #include "fulgur/engine/sampler.h"
+#include "fulgur/ops/formats.h"
 
 namespace fulgur {
 
 class Transformer;
 
 struct EngineOptions {
-  bool dense = false;          // MHA over all keys instead of the indexer's top-k
-  bool bf16 = false;           // activations and cache; else f32
+  bool dense = false;  // MHA over all keys instead of the indexer's top-k
+  bool bf16 = false;   // activations, and what is stored plain; else f32
+  WeightFormat weights = WeightFormat::plain;
+  CacheFormat cache = {};
   bool draft = false;          // the MTP layer guesses a token ahead: the same texts in fewer steps
   bool record = false;         // what the model chose for each token comes with the end of its text
   int64_t max_context = 0;     // tokens of a text, prompt and answer; 0: the model's

@@ -7,6 +7,7 @@
 
 #include <condition_variable>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "fulgur/base/random.h"
@@ -41,6 +42,8 @@ inline ModelConfig packed_config() {
 }
 
 inline int64_t page_bytes(const ModelConfig& c, const EngineOptions& o = {}) {
+  if (!o.cache.plain())
+    return Cache(c, Attention::sparse, o.bf16 ? at::kBFloat16 : at::kFloat, 1, {.mtp = o.draft, .format = o.cache}).bytes();
   int64_t values = o.dense ? c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim)
                            : c.kv_lora_rank + c.qk_rope_head_dim + c.index_head_dim;
   int64_t choices = (c.num_hidden_layers - c.first_k_dense_replace) * c.num_experts_per_tok;
@@ -123,16 +126,37 @@ inline std::vector<Request> many_requests() {
 
 class EngineFixture : public testing::Test {
  protected:
+  // The weights and the cache in the engine's formats, the text in one piece.
+  at::Tensor hidden_states(const at::Tensor& tokens, const EngineOptions& o, const Transformer& stored) {
+    auto type = o.bf16 ? at::kBFloat16 : at::kFloat;
+    ForwardOptions options{.attention = o.dense ? Attention::dense : Attention::sparse, .type = type};
+    int64_t N = tokens.size(0);
+    if (o.cache.plain()) return stored.forward(pack_documents(tokens, {N}), options);
+    Cache cache(stored.config(), options.attention, type, pages_for(N), {.format = o.cache});
+    auto sequence = cached_sequences(1, N)[0];
+    std::vector<int32_t> all(tokens.const_data_ptr<int>(), tokens.const_data_ptr<int>() + N);
+    return stored.forward(append({&sequence}, {all}), options, &cache);
+  }
+  const Transformer& stored_as(const EngineOptions& o) {
+    if (o.weights == WeightFormat::plain) return model;
+    auto key = std::tuple(o.weights, o.bf16, o.dense);
+    if (!stored_ || stored_key_ != key) {
+      auto type = o.bf16 ? at::kBFloat16 : at::kFloat;
+      stored_.emplace(model.config(), pack_weights(model.config(), model.weights(), type, !o.dense, o.weights));
+      stored_key_ = key;
+    }
+    return *stored_;
+  }
+
   // The forward pass over the finished text: log-probabilities of its generated tokens.
   std::vector<float> by_hand(const std::vector<int32_t>& prompt, const std::vector<Token>& generated, const EngineOptions& o) {
     std::vector<int32_t> all = prompt;
     for (const auto& token : generated) all.push_back(token.id);
     auto tokens = at::tensor(all, at::kInt);
     int64_t N = tokens.size(0), first = int64_t(prompt.size());
-    auto hidden = model.forward(pack_documents(tokens, {N}), {.attention = o.dense ? Attention::dense : Attention::sparse,
-                                                              .type = o.bf16 ? at::kBFloat16 : at::kFloat});
-    auto log_prob =
-        ops::log_prob(hidden.narrow(0, first - 1, N - first), model.weights().lm_head, tokens.narrow(0, first, N - first));
+    const Transformer& stored = stored_as(o);
+    auto rows = hidden_states(tokens, o, stored).narrow(0, first - 1, N - first);
+    auto log_prob = ops::log_prob(rows, stored.weights().lm_head, tokens.narrow(0, first, N - first));
     return {log_prob.const_data_ptr<float>(), log_prob.const_data_ptr<float>() + log_prob.numel()};
   }
   void expect_same_bits(const Crowd::One& one, const EngineOptions& o) {
@@ -150,6 +174,10 @@ class EngineFixture : public testing::Test {
   Transformer model{small_config(), init_weights(small_config(), 7)};
   int64_t compared = 0;
   EngineStatistics last;  // of the last crowd
+
+ private:
+  std::optional<Transformer> stored_;
+  std::tuple<WeightFormat, bool, bool> stored_key_;
 };
 
 inline std::vector<Completion> EngineFixture::crowd_equals_its_forward_passes(EngineOptions options) {

@@ -156,14 +156,16 @@ Tensors dump_logits(const Transformer& model, const at::Tensor& tokens_BT, const
   Input in(model, tokens_BT);
   auto options = forward_options(given);
   const auto& head = model.weights().lm_head;
-  if (given.chunk == 0) return {{"logits", in.rows(ops::logits(model.forward(in.batch, options), head), in.T).contiguous()}};
-  Cache cache(model.config(), given.attention, given.type, in.B * pages_for(in.T));
+  if (given.chunk == 0 && given.cache.plain())
+    return {{"logits", in.rows(ops::logits(model.forward(in.batch, options), head), in.T).contiguous()}};
+  Cache cache(model.config(), given.attention, given.type, in.B * pages_for(in.T), {.format = given.cache});
   auto sequences = cached_sequences(in.B, in.T);
   std::vector<CachedSequence*> all;
   for (auto& sequence : sequences) all.push_back(&sequence);
   std::vector<at::Tensor> parts;
-  for (int64_t at = 0; at < in.T; at += given.chunk) {
-    int64_t count = std::min(given.chunk, in.T - at);
+  int64_t chunk = given.chunk > 0 ? given.chunk : in.T;
+  for (int64_t at = 0; at < in.T; at += chunk) {
+    int64_t count = std::min(chunk, in.T - at);
     std::vector<std::vector<int32_t>> tokens;
     for (int64_t b = 0; b < in.B; ++b) {
       const int* row = in.tokens_BT.const_data_ptr<int>() + b * in.T + at;
@@ -240,7 +242,7 @@ Tensors dump_greedy(const Transformer& model, const at::Tensor& prompt, int64_t 
   for (int32_t id : next)
     FULGUR_CHECK(id >= 0 && id < model.config().vocab_size, "[forward] prompt: expected ids below ", model.config().vocab_size,
                  ", got ", id);
-  Cache cache(model.config(), given.attention, given.type, pages_for(flat.numel() + steps));
+  Cache cache(model.config(), given.attention, given.type, pages_for(flat.numel() + steps), {.format = given.cache});
   auto sequence = cached_sequences(1, flat.numel() + steps)[0];
   std::vector<at::Tensor> logits, selected;
   for (int64_t step = 0; step < steps; ++step) {

@@ -10,7 +10,8 @@ namespace fulgur {
 struct DumpOptions {
   Attention attention = Attention::sparse;
   at::ScalarType type = at::kFloat;
-  int64_t chunk = 0;  // logits only: tokens a call through the cache; 0: one pass without one
+  CacheFormat cache = {};  // logits and greedy; logits of one that is not plain go through it in one call
+  int64_t chunk = 0;       // logits only: tokens a call through the cache; 0: one pass without one
   bool hadamard = false, simulate_fp8 = false;
   const Tensors* replay = nullptr;  // layer.i.selected, layer.i.experts of an earlier dump are forced
 };

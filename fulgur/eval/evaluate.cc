@@ -13,13 +13,13 @@
 namespace fulgur {
 
 Json evaluate_perplexity(const Transformer& model, const std::filesystem::path& data, const std::vector<EvalForm>& forms,
-                         const std::vector<int64_t>& contexts, int64_t tokens, at::ScalarType type) {
+                         const std::vector<int64_t>& contexts, int64_t tokens, at::ScalarType type, CacheFormat cache) {
   TokenShards shards(data, "valid");
   Tokenizer tokenizer(data / "tokenizer.json");
   Json out = Json::array();
   for (int64_t context : contexts)
     for (auto form : forms) {
-      auto p = perplexity(model, shards, tokenizer, form, context, tokens, type);
+      auto p = perplexity(model, shards, tokenizer, form, context, tokens, type, cache);
       Json by_position = Json::array();
       for (const auto& range : p.by_position)
         by_position.push_back(

@@ -13,7 +13,7 @@ namespace fulgur {
 // One object a form and context: {"form", "context", "tokens", "nll", "bits_per_byte", "tokens_per_second", "by_position":
 // [{"first", "last", "tokens", "bits_per_byte"}]}.
 Json evaluate_perplexity(const Transformer& model, const std::filesystem::path& data, const std::vector<EvalForm>& forms,
-                         const std::vector<int64_t>& contexts, int64_t tokens, at::ScalarType type);
+                         const std::vector<int64_t>& contexts, int64_t tokens, at::ScalarType type, CacheFormat cache = {});
 
 // Means over `sequences` validation sequences: {"recall", "mass", "window_recall", "window_mass"}, each an array, one a layer.
 Json evaluate_indexer(const Transformer& model, const std::filesystem::path& data, int64_t context, int64_t sequences);

@@ -45,10 +45,35 @@ class ByPosition {
   std::vector<Sum> sums_;
 };
 
+// The rows of packed documents, whose keys go into a cache.
+Batch through_cache(const Batch& batch) {
+  const int *token = batch.tokens_N.const_data_ptr<int>(), *position = batch.positions_N.const_data_ptr<int>();
+  std::vector<std::vector<int32_t>> tokens;
+  for (int64_t i = 0; i < batch.tokens_N.size(0); ++i) {
+    if (position[i] == 0) tokens.emplace_back();
+    tokens.back().push_back(token[i]);
+  }
+  std::vector<CachedSequence> sequences(tokens.size());
+  std::vector<CachedSequence*> all;
+  int32_t page = 0;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    for (int64_t p = 0; p < pages_for(int64_t(tokens[i].size())); ++p) sequences[i].pages.push_back(page++);
+    all.push_back(&sequences[i]);
+  }
+  return append(all, tokens);
+}
+
+at::Tensor hidden_states(const Transformer& model, const Batch& batch, const ForwardOptions& options, CacheFormat format) {
+  if (format.plain()) return model.forward(batch, options);
+  auto cached = through_cache(batch);
+  Cache cache(model.config(), options.attention, options.type, cached.pages_P.size(0), {.format = format});
+  return model.forward(cached, options, &cache);
+}
+
 }  // namespace
 
 Perplexity perplexity(const Transformer& model, const TokenShards& shards, const Tokenizer& tokenizer, EvalForm form,
-                      int64_t context, int64_t tokens, at::ScalarType type) {
+                      int64_t context, int64_t tokens, at::ScalarType type, CacheFormat cache) {
   c10::AutoGradMode no_grad(false);
   Batches batches(shards, context, /*seed=*/0);
   int64_t micro = std::max<int64_t>(1, 4096 / context), text_bytes = 0;
@@ -65,7 +90,7 @@ Perplexity perplexity(const Transformer& model, const TokenShards& shards, const
       window.selected_NK.assign(model.config().num_hidden_layers, window_selection(b.batch, model.config().index_topk, 4));
       options.replay = &window;
     }
-    auto hidden = model.forward(b.batch, options);
+    auto hidden = hidden_states(model, b.batch, options, cache);
     auto log_prob_N = ops::log_prob(hidden, model.weights().lm_head, b.next_N);
     nll -= log_prob_N.sum(at::kDouble).item<double>();
     const int *target = b.next_N.const_data_ptr<int>(), *position = b.batch.positions_N.const_data_ptr<int>();

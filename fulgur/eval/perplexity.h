@@ -29,8 +29,9 @@ struct Perplexity {
   std::vector<PositionLoss> by_position;  // 0-127, 128-255, 256-511, ... up to the context
 };
 
-// Reads up to `tokens` of the shards in sequences of `context`, the same ones for every form.
+// Reads up to `tokens` of the shards in sequences of `context`, the same ones for every form; through a cache where its format is
+// not plain (sparse and window).
 Perplexity perplexity(const Transformer& model, const TokenShards& shards, const Tokenizer& tokenizer, EvalForm form,
-                      int64_t context, int64_t tokens, at::ScalarType type);
+                      int64_t context, int64_t tokens, at::ScalarType type, CacheFormat cache = {});
 
 }  // namespace fulgur

@@ -1,11 +1,11 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
 #include "fulgur/base/error.h"
 #include "fulgur/model/transformer.h"
+#include "fulgur/ops/cached_keys.h"
 #include "fulgur/ops/pages.h"
 
 namespace fulgur {
@@ -31,32 +31,44 @@ int64_t pages_for(int64_t tokens) { return (tokens + kPageKeys - 1) / kPageKeys;
 Cache::Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages, CacheExtras extras) {
   int64_t S = pages * kPageKeys, H = config.num_attention_heads;
   auto options = at::TensorOptions().dtype(type);
-  auto add_layer = [&](auto&& make) {
+  FULGUR_CHECK(attention == Attention::sparse || extras.format.plain(),
+               "[cache] expected a plain cache for dense attention, got another format\n  hint: --attention sparse");
+  auto add_layer = [&] {
     auto& layer = layers.emplace_back();
     if (attention == Attention::sparse) {
-      layer.kv_SC = make({S, config.kv_lora_rank + config.qk_rope_head_dim});
-      layer.index_PDK = make({pages, config.index_head_dim, kPageKeys});
+      layer.kv_SC = ops::empty_latents(pages, config.kv_lora_rank, config.qk_rope_head_dim, extras.format.latents, type);
+      layer.index_PDK = ops::empty_index_keys(pages, config.index_head_dim, extras.format.index, type);
     } else {
-      layer.k_SHE = make({S, H, config.qk_nope_head_dim + config.qk_rope_head_dim});
-      layer.v_SHV = make({S, H, config.v_head_dim});
+      layer.k_SHE = at::empty({S, H, config.qk_nope_head_dim + config.qk_rope_head_dim}, options);
+      layer.v_SHV = at::empty({S, H, config.v_head_dim}, options);
     }
   };
-  for (int64_t i = 0; i < config.num_hidden_layers; ++i)
-    add_layer([&](at::IntArrayRef shape) { return at::empty(shape, options); });
+  for (int64_t i = 0; i < config.num_hidden_layers; ++i) add_layer();
   for (int64_t i = 0; extras.choices && i < config.num_hidden_layers; ++i) {
     auto ints = at::TensorOptions().dtype(at::kInt);
     if (i >= config.first_k_dense_replace) layers[i].experts_Sk = at::empty({S, config.num_experts_per_tok}, ints);
     if (attention == Attention::sparse) layers[i].selected_SK = at::empty({S, config.index_topk}, ints);
   }
-  if (extras.mtp) add_layer([&](at::IntArrayRef shape) { return at::zeros(shape, options); });
+  if (!extras.mtp) return;
+  add_layer();
+  auto& mtp = layers.back();
+  for (auto* keys : {&mtp.kv_SC, &mtp.index_PDK, &mtp.k_SHE, &mtp.v_SHV})
+    if (keys->defined()) keys->zero_();
+}
+
+int64_t Cache::bytes() const {
+  int64_t total = 0;
+  for (auto layer : layers)
+    for (auto* tensors : {&layer.kv_SC, &layer.index_PDK, &layer.k_SHE, &layer.v_SHV, &layer.experts_Sk, &layer.selected_SK})
+      if (tensors->defined()) total += int64_t(tensors->nbytes());
+  return total;
 }
 
 void Cache::copy_keys(int64_t from_page, int64_t to_page, int64_t count) {
   for (auto& layer : layers) {
     for (auto* keys : {&layer.kv_SC, &layer.k_SHE, &layer.v_SHV, &layer.experts_Sk, &layer.selected_SK})
       if (keys->defined()) keys->narrow(0, to_page * kPageKeys, count).copy_(keys->narrow(0, from_page * kPageKeys, count));
-    if (auto& pages = layer.index_PDK; pages.defined())
-      pages.select(0, to_page).narrow(1, 0, count).copy_(pages.select(0, from_page).narrow(1, 0, count));
+    if (layer.index_PDK.defined()) ops::copy_index_keys(layer.index_PDK, from_page, to_page, count);
   }
 }
 

@@ -131,7 +131,9 @@ TEST(Cost, AStepOfOneRowIsATokenAndOfMoreReadsItsWeightsOnce) {
   auto c = official();
   for (auto form : {Form::sparse, Form::dense, Form::dense_absorbed}) {
     auto token = token_cost(c, form, 5000, 2);
-    auto one = step_cost(c, form, 4999, 1, 2), two = step_cost(c, form, 4998, 2, 2), many = step_cost(c, form, 0, 100000, 2);
+    auto bytes = stored_bytes(c, form, 2);
+    auto one = step_cost(c, form, 4999, 1, bytes), two = step_cost(c, form, 4998, 2, bytes),
+         many = step_cost(c, form, 0, 100000, bytes);
     EXPECT_NEAR(one.flops / token.flops, 1, 1e-12);
     EXPECT_NEAR(one.bytes / (token.weight_bytes + token.cache_bytes), 1, 1e-12);
     EXPECT_LT(two.flops, 2 * one.flops);  // one head

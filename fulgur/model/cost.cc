@@ -66,32 +66,35 @@ TokenCost token_cost(const ModelConfig& c, Form form, int64_t position, double b
   out.indexer_flops = sparse ? L * (2 * double(p.indexer) + indexer_pair_flops(c, double(position))) : 0;
   out.flops = 2 * (weights - (sparse ? L * double(p.indexer) : 0)) + out.attention_flops + out.indexer_flops;
   out.weight_bytes = weights * bytes;
-  double row = form == Form::dense ? double(c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim))
-                                   : double(c.kv_lora_rank + c.qk_rope_head_dim);
-  double index_row = sparse ? double(c.index_head_dim) : 0;
-  out.cache_bytes = L * (keys * row + double(position) * index_row) * bytes;
-  out.cache_bytes_per_token = L * (row + index_row) * bytes;
+  auto stored = stored_bytes(c, form, bytes);
+  out.cache_bytes = L * (keys * stored.key + double(position) * stored.index_key);
+  out.cache_bytes_per_token = L * (stored.key + stored.index_key);
   return out;
 }
 
-StepCost step_cost(const ModelConfig& c, Form form, int64_t before, int64_t rows, double bytes) {
+StoredBytes stored_bytes(const ModelConfig& c, Form form, double bytes) {
+  double key = form == Form::dense ? double(c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim))
+                                   : double(c.kv_lora_rank + c.qk_rope_head_dim);
+  return {bytes, key * bytes, form == Form::sparse ? double(c.index_head_dim) * bytes : 0};
+}
+
+StepCost step_cost(const ModelConfig& c, Form form, int64_t before, int64_t rows, const StoredBytes& bytes) {
   auto p = layer_parts(c);
   StepCost out;
   double head = double(c.vocab_size * c.hidden_size), layers = double(c.num_hidden_layers);
   for (int64_t row = 0; row < rows; ++row) {
-    out.flops += token_cost(c, form, before + row + 1, bytes).flops - 2 * head;
+    out.flops += token_cost(c, form, before + row + 1, bytes.weight).flops - 2 * head;
     if (form == Form::sparse) out.indexer_flops += layers * indexer_pair_flops(c, double(before + row + 1));
   }
   out.flops += 2 * head;
-  auto last = token_cost(c, form, before + rows, bytes);
   double moe_layers = double(c.num_hidden_layers - std::min(c.num_hidden_layers, c.first_k_dense_replace));
   double chosen = double(c.num_experts_per_tok), all = double(c.n_routed_experts);
   double read = all > 0 ? all * (1 - std::pow(1 - chosen / all, double(rows))) : 0;
-  out.bytes = last.weight_bytes + moe_layers * (read - chosen) * double(p.expert) * bytes;
+  out.bytes = token_cost(c, form, before + rows, bytes.weight).weight_bytes;
+  out.bytes += moe_layers * (read - chosen) * double(p.expert) * bytes.weight;
   // Each row has its own selection, but there are no more keys than there are.
   double seen = double(before + rows), kept_rows = std::min(seen, double(rows) * kept(c, form, seen));
-  double row_bytes = (last.cache_bytes_per_token / layers - (form == Form::sparse ? double(c.index_head_dim) * bytes : 0));
-  out.bytes += layers * (kept_rows * row_bytes + (form == Form::sparse ? seen * double(c.index_head_dim) * bytes : 0));
+  out.bytes += layers * (kept_rows * bytes.key + seen * bytes.index_key);
   return out;
 }
 

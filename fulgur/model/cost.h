@@ -31,13 +31,19 @@ struct TokenCost {
 // `position`: keys the token sees, itself included. `bytes`: of a stored value.
 TokenCost token_cost(const ModelConfig& config, Form form, int64_t position, double bytes);
 
+// Bytes of a weight; and in a layer of a key: its latents and rope, or its heads' keys and values, and its indexer key.
+struct StoredBytes {
+  double weight, key, index_key;
+};
+StoredBytes stored_bytes(const ModelConfig& config, Form form, double bytes);  // all values of one size
+
 // Rows of one text in one step of inference, the first seeing `before` keys and itself. The head is for the last row alone;
 // weights are read once, of the experts as many as so many rows are likely to choose; so are the keys.
 struct StepCost {
   double flops = 0, bytes = 0;
   double indexer_flops = 0;  // of flops, the indexer's scores
 };
-StepCost step_cost(const ModelConfig& config, Form form, int64_t before, int64_t rows, double bytes);
+StepCost step_cost(const ModelConfig& config, Form form, int64_t before, int64_t rows, const StoredBytes& bytes);
 
 // A training step's FLOP a token: forward and backward (twice the forward), MTP and the stage's indexer loss included.
 //   warmup has no backward but the indexer's. `context`: mean over positions of one sequence.

@@ -9,6 +9,7 @@
 
 #include "fulgur/base/error.h"
 #include "fulgur/model/rope_table.h"
+#include "fulgur/ops/cached_keys.h"
 #include "fulgur/ops/dense_mla/dense_mla.h"
 #include "fulgur/ops/embedding/embedding.h"
 #include "fulgur/ops/experts/experts.h"
@@ -16,7 +17,6 @@
 #include "fulgur/ops/indexer_kl/indexer_kl.h"
 #include "fulgur/ops/linear/linear.h"
 #include "fulgur/ops/norm/norm.h"
-#include "fulgur/ops/pages.h"
 #include "fulgur/ops/quantize/quantize.h"
 #include "fulgur/ops/router/router.h"
 #include "fulgur/ops/sparse_mla/sparse_mla.h"
@@ -35,14 +35,6 @@ const at::Tensor* forced(const ForwardOptions& options, std::vector<at::Tensor> 
 at::Tensor with_cached(at::Tensor* cached, const Batch& batch, const at::Tensor& rows) {
   if (!cached) return rows;
   cached->index_copy_(0, batch.slots_N, rows.detach());
-  return *cached;
-}
-
-// The indexer's keys lie side by side in their pages.
-at::Tensor with_cached_index(at::Tensor* cached, const Batch& batch, const at::Tensor& k_ND) {
-  if (!cached) return k_ND;
-  auto keys_PKD = cached->transpose(1, 2);
-  keys_PKD.index_put_({batch.slots_N.floor_divide(kPageKeys), batch.slots_N.remainder(kPageKeys)}, k_ND.detach());
   return *cached;
 }
 
@@ -198,10 +190,12 @@ at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Te
   if (options.simulate_fp8) c_NR = ops::simulate_fp8(c_NR);
   auto k_rope_NP = ops::rope(kv_parts[1].unsqueeze(1), rotation, 0, ops::Pairing::adjacent).squeeze(1);
   auto* cached = pass.layer_cache(index);
-  auto kv_SC = with_cached(cached ? &cached->kv_SC : nullptr, batch, at::cat({c_NR, k_rope_NP}, 1));
+  if (cached) ops::store_latents(cached->kv_SC, batch.slots_N, c_NR, k_rope_NP);
+  auto kv_SC = cached ? cached->kv_SC : at::cat({c_NR, k_rope_NP}, 1);
 
   auto indexer = indexer_inputs(config_, *w.indexer, x_ND, latent_NL, rotation, options);
-  auto index_SD = with_cached_index(cached ? &cached->index_PDK : nullptr, batch, indexer.k_ND);
+  if (cached) ops::store_index_keys(cached->index_PDK, batch.slots_N, indexer.k_ND);
+  auto index_SD = cached ? cached->index_PDK : indexer.k_ND;
   const at::Tensor* replayed = forced(options, &Replay::selected_NK, index);
   auto selected_NK =
       replayed ? *replayed

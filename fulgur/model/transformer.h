@@ -11,6 +11,7 @@
 
 #include "fulgur/model/config.h"
 #include "fulgur/model/weights.h"
+#include "fulgur/ops/formats.h"
 #include "fulgur/ops/rope/rope.h"
 
 namespace fulgur {
@@ -36,11 +37,12 @@ struct CacheExtras {
   // A layer more, for forward_mtp's keys. A key there depends on the token behind its own too, so a shared page may hold one of
   // another continuation, or none yet: they start as zeros, and what is made of them may only ever be a draft.
   bool mtp = false;
-  bool choices = false;  // what forward chose for each token lies beside its keys
+  bool choices = false;     // what forward chose for each token lies beside its keys
+  CacheFormat format = {};  // of the keys of sparse attention
 };
 
 // Keys of earlier tokens, for inference, in pages of 64 tokens; who holds which page is the caller's business.
-//   sparse: latent + rope keys [S, R + P] and indexer keys [pages, Di, 64].
+//   sparse: latent + rope keys [S, R + P] and indexer keys [pages, Di, 64], or quantised (ops/cached_keys.h).
 //   dense: expanded keys [S, H, E] and values [S, H, Dv].
 struct Cache {
   Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages, CacheExtras extras = {});
@@ -52,6 +54,8 @@ struct Cache {
     at::Tensor selected_SK;       // and of keys (sparse), numbered from the text's first token, -1 padding
   };
   std::vector<Layer> layers;
+
+  int64_t bytes() const;
 
   // The first `count` keys of one page into another, and the choices beside them.
   void copy_keys(int64_t from_page, int64_t to_page, int64_t count);

@@ -10,6 +10,7 @@
 #include "fulgur/base/random.h"
 #include "fulgur/model/names.h"
 #include "fulgur/ops/linear/linear.h"
+#include "fulgur/ops/quantize/quantize.h"
 
 namespace fulgur {
 namespace {
@@ -178,28 +179,47 @@ bool multiplies_f32(const std::string& name) {
   return ends_with(name, "mlp.gate.weight") || ends_with(name, "indexer.weights_proj.weight");
 }
 
-void absorb(const ModelConfig& config, AttentionWeights& w, at::ScalarType type) {
+// How a matrix is stored where the others are stored as `format`.
+WeightFormat format_of(const std::string& name, WeightFormat format) {
+  bool head = ends_with(name, "lm_head.weight") || ends_with(name, "shared_head.head.weight");
+  if (multiplies_f32(name) || (head && format == WeightFormat::fp8)) return WeightFormat::plain;
+  return head && format == WeightFormat::int4 ? WeightFormat::int8 : format;
+}
+
+// Packed; plain, in `type`, where the format cannot hold it.
+at::Tensor stored(const at::Tensor& masters, at::ScalarType type, WeightFormat format) {
+  auto packed = format == WeightFormat::plain ? at::Tensor() : ops::pack(masters, format);
+  bool holds = packed.defined() && packed.scalar_type() != masters.scalar_type();
+  return holds ? packed : ops::pack(masters.to(type));
+}
+
+void absorb(const ModelConfig& config, AttentionWeights& w, at::ScalarType type, WeightFormat format) {
   int64_t H = config.num_attention_heads, nope = config.qk_nope_head_dim, Dv = config.v_head_dim;
-  auto kv_b_HER = w.kv_b_proj.detach().to(type).view({H, nope + Dv, config.kv_lora_rank});
-  auto k_up = ops::pack(kv_b_HER.narrow(1, 0, nope).transpose(1, 2).contiguous());
-  auto v_up = ops::pack(kv_b_HER.narrow(1, nope, Dv).contiguous());
+  auto kv_b = w.kv_b_proj.detach();
+  if (format == WeightFormat::fp8) {
+    auto [bytes, scales] = ops::quantize_blocks(kv_b, ops::ScaleRule::pow2);
+    kv_b = ops::dequantize_blocks(bytes, scales), format = WeightFormat::plain;
+  }
+  auto kv_b_HER = kv_b.view({H, nope + Dv, config.kv_lora_rank});
+  auto k_up = stored(kv_b_HER.narrow(1, 0, nope).transpose(1, 2).contiguous(), type, format);
+  auto v_up = stored(kv_b_HER.narrow(1, nope, Dv).contiguous(), type, format);
   bool both = k_up.dim() == 4 && v_up.dim() == 4;  // sizes that cannot be packed stay as they are
   if (both) w.k_up_proj = k_up, w.v_up_proj = v_up, w.kv_b_proj = at::Tensor();
-  else w.kv_b_proj = w.kv_b_proj.detach().to(type);
+  else w.kv_b_proj = kv_b.to(type);
 }
 
 }  // namespace
 
-Weights pack_weights(const ModelConfig& config, Weights weights, at::ScalarType type, bool absorbed) {
+Weights pack_weights(const ModelConfig& config, Weights weights, at::ScalarType type, bool absorbed, WeightFormat format) {
   if (absorbed) {
-    for (auto& layer : weights.layers) absorb(config, layer.self_attn, type);
-    if (weights.mtp) absorb(config, weights.mtp->layer.self_attn, type);
+    for (auto& layer : weights.layers) absorb(config, layer.self_attn, type, format);
+    if (weights.mtp) absorb(config, weights.mtp->layer.self_attn, type, format);
   }
   if (weights.mtp && weights.mtp->head.is_same(weights.lm_head)) weights.mtp->head = at::Tensor();
   visit_all(weights, [&](const std::string& name, at::Tensor& tensor) {
     bool stays = name.find("embed_tokens") != std::string::npos || (absorbed && ends_with(name, "kv_b_proj.weight"));
     if (!tensor.defined() || tensor.dim() < 2 || stays) return;
-    tensor = ops::pack(multiplies_f32(name) ? tensor.detach() : tensor.detach().to(type));
+    tensor = stored(tensor.detach(), multiplies_f32(name) ? at::kFloat : type, format_of(name, format));
   });
   if (weights.mtp && !weights.mtp->head.defined()) weights.mtp->head = weights.lm_head;
   return weights;

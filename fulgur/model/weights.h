@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "fulgur/model/config.h"
+#include "fulgur/ops/formats.h"
 
 namespace fulgur {
 
@@ -93,9 +94,12 @@ std::map<std::string, at::Tensor> export_weights(const ModelConfig& config, Weig
 Weights import_weights(const ModelConfig& config, const std::map<std::string, at::Tensor>& tensors, bool share_mtp);
 
 // The weights as inference reads them: matrices in the activations' type and packed (ops/linear/linear.h), without gradients.
-// Those that multiply f32 at any activation type keep theirs, and tables and vectors stay. Results have the same bits.
+// Those that multiply f32 at any activation type keep theirs, and tables and vectors stay. Plain results have the same bits.
+// Other formats (ops/formats.h) take all but these: of fp8 the head stays plain, as published, and kv_b_proj by head, which is
+// plain again with the values of fp8 (spec D.2); of int4 the head is int8. What a format cannot hold stays plain.
 // `absorbed`: for sparse attention, which needs kv_b_proj by head. What it packs it lets go of, so that masters nobody else holds
 // are freed.
-Weights pack_weights(const ModelConfig& config, Weights weights, at::ScalarType type, bool absorbed);
+Weights pack_weights(const ModelConfig& config, Weights weights, at::ScalarType type, bool absorbed,
+                     WeightFormat format = WeightFormat::plain);
 
 }  // namespace fulgur
