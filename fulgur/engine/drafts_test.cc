@@ -98,10 +98,10 @@ TEST_F(DraftsTest, PackedWeightsChangeNoBit) {
   crowd_equals_itself_without_drafts({.bf16 = true});
 }
 
-// Two tokens a step as long as there is room for two.
+// Two tokens a step as long as there is room for two; where tokens are drawn from many too, for the noise is the same.
 TEST_F(DraftsTest, AnMtpLayerThatIsAlwaysRightHalvesTheSteps) {
-  use(foreseeing(config, 1, 0));
-  for (double temperature : {0.0, 0.3}) {
+  for (auto [temperature, confidence] : {std::pair{0.0, 7.0}, {1.0, 3.0}}) {
+    use(foreseeing(config, 1, 0, confidence));
     Request request{.prompt = {20, 21, 22}, .max_tokens = 41, .sampling = {.temperature = temperature}, .top_log_probs = 2};
     same_without_drafts(request);
     EXPECT_EQ(last.steps, 1 + 20);
@@ -131,6 +131,7 @@ TEST_F(DraftsTest, StopTokensLengthsAndContextsEndATextBetweenTwoTokens) {
   request.stop_tokens = {};
   for (int64_t context = 8; context < 12; ++context) {
     same_without_drafts(request, {.max_context = context});
+    EXPECT_EQ(last.drafted, (context - 4) / 2);
     same_without_drafts(request, {.max_context = 56 + context, .cache_bytes = page_bytes(config, {.draft = true})});
   }
 }
