@@ -26,7 +26,7 @@ struct IndexPages {
     int64_t D = keys.size(1) / kPageKeys - 4;
     auto numbers = keys.narrow(1, 0, kPageKeys * D);
     values = format_of(keys) == KeyFormat::fp8 ? numbers.unflatten(1, {kPageKeys, D})
-                                               : numbers.unflatten(1, {D / 2, kPageKeys, 2}).transpose(1, 2);
+                                               : numbers.unflatten(1, {D / 4, kPageKeys, 4}).transpose(1, 2);
     scales = keys.narrow(1, kPageKeys * D, kPageKeys * 4).view(at::kFloat);
   }
   at::Tensor values, scales;
@@ -42,8 +42,8 @@ at::Tensor empty_latents(int64_t pages, int64_t R, int64_t P, KeyFormat format, 
 
 at::Tensor empty_index_keys(int64_t pages, int64_t D, KeyFormat format, at::ScalarType type) {
   if (format == KeyFormat::plain) return at::empty({pages, D, kPageKeys}, at::TensorOptions().dtype(type));
-  FULGUR_CHECK(D <= kGroup && D % 2 == 0, "[cache] expected index_head_dim of at most 128, and even, for quantised keys, got ",
-               D);
+  FULGUR_CHECK(D <= kGroup && D % 4 == 0,
+               "[cache] expected index_head_dim of at most 128, a multiple of 4, for quantised keys, got ", D);
   return at::empty({pages, kPageKeys * (D + 4)}, at::TensorOptions().dtype(format == KeyFormat::fp8 ? at::kByte : at::kChar));
 }
 
@@ -81,7 +81,7 @@ void store_index_keys(const at::Tensor& keys, const at::Tensor& slots_N, const a
     auto k = k_ND.to(at::kFloat);
     auto most = k.abs().amax(1, /*keepdim=*/true);
     scales = most / 127;
-    values = (k * (127 / most.clamp_min(1e-30))).round().to(at::kChar).unflatten(1, {-1, 2});
+    values = (k * (127 / most.clamp_min(1e-30))).round().to(at::kInt).bitwise_xor(128).to(at::kChar).unflatten(1, {-1, 4});
   }
   pages.values.index_put_({page_N, key_N}, values);
   pages.scales.index_put_({page_N, key_N}, scales.squeeze(1));

@@ -7,10 +7,10 @@
 // Indexer keys lie page by page:
 //   plain  [pages, D, 64] f32 or bf16, side by side
 //   fp8    bytes [pages, 64 (D + 4)]: 64 keys of D e4m3, then their f32 scales, powers of two (spec D.6)
-//   int8   int8 [pages, 64 (D + 4)]: pairs [D / 2, 64, 2] of whole numbers to +-127, then the 64 keys' f32 scales
+//   int8   int8 [pages, 64 (D + 4)]: [D / 4, 64, 4] whole numbers to +-127 with 128 added, then the 64 keys' f32 scales
 // What fp8 holds is exact in bf16 and f32, so a result has the bits of a plain cache with these values. By int8 keys the queries
-// are rounded to integers too, each head by itself. Throws InputError when sizes do not fit; indexer keys of int8 have at most
-// 128 numbers, an even count.
+// are rounded to integers too, each head by itself. Throws InputError when sizes do not fit; quantised indexer keys
+// have at most 128 numbers, a multiple of 4.
 #pragma once
 
 #include <ATen/core/Tensor.h>

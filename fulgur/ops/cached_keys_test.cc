@@ -26,10 +26,10 @@ struct Pages {
   }
 };
 
-// Whole numbers to +-127 of each vector, and their scales.
-std::pair<at::Tensor, at::Tensor> integers(const at::Tensor& x) {
+// Whole numbers to +-limit of each vector, and their scales.
+std::pair<at::Tensor, at::Tensor> integers(const at::Tensor& x, double limit) {
   auto values = x.to(at::kFloat), most = values.abs().amax(-1, true);
-  return {(values * (127 / most)).round(), most / 127};
+  return {(values * (limit / most)).round(), most / limit};
 }
 
 TEST_P(CachedKeys, IndexerKeysOfFp8GiveTheBitsOfTheirValues) {
@@ -61,10 +61,10 @@ TEST_P(CachedKeys, IndexerKeysOfInt8AreScoredExactly) {
       auto cache = empty_index_keys(7, D, KeyFormat::int8, type);
       cache.fill_(0x55);
       store_index_keys(cache, at.slots(), k);
-      auto [k8, k_scale] = integers(k);
+      auto [k8, k_scale] = integers(k, 127);
       for (int64_t rows : {1, 5, 20}) {
         auto q = at::randn({rows, 7, D}).to(type), w = at::randn({rows, 7}), visible = at.visible(rows);
-        auto [q8, q_scale] = integers(q);
+        auto [q8, q_scale] = integers(q, 63);
         auto scores = indexer_scores(q, cache, w, visible, at.pages).narrow(1, 0, Pages::kKeys);
         auto expected = reference::indexer_scores(q8, k8, w * q_scale.squeeze(2), visible) * k_scale.squeeze(1);
         auto seen = expected.isfinite();

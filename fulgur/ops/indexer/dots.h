@@ -33,9 +33,10 @@ inline void weigh(const float* dots, const float* w, int64_t J, int64_t stride, 
   }
 }
 
-// `Heads` heads of one row by a panel of keys [words][kGemmCols]; their dots never leave the registers.
+// `Heads` heads of one row by a panel of keys [words][kGemmCols]; their dots never leave the registers. `sums` are those
+// of integers (sums_of_integers).
 template <int Heads, class Math = Singles>
-inline void add_heads(const float* q, int64_t words, const float* keys, const float* w, Vec (&total)[2]) {
+inline void add_heads(const float* q, int64_t words, const float* keys, const float* w, const int32_t* sums, Vec (&total)[2]) {
   Vec acc[Heads][2] = {};
   for (int64_t word = 0; word < words; ++word, keys += kGemmCols) {
     Vec k0 = load(keys), k1 = load(keys + kLanes);
@@ -49,8 +50,10 @@ inline void add_heads(const float* q, int64_t words, const float* keys, const fl
   }
 #pragma GCC unroll 16
   for (int j = 0; j < Heads; ++j) {
-    total[0] = fma(max(sums_of<Math>(acc[j][0]), Vec{}), splat(w[j]), total[0]);
-    total[1] = fma(max(sums_of<Math>(acc[j][1]), Vec{}), splat(w[j]), total[1]);
+    if constexpr (std::is_same_v<Math, IntQuads>)
+      acc[j][0] = sums_of_integers(acc[j][0], sums[j]), acc[j][1] = sums_of_integers(acc[j][1], sums[j]);
+    total[0] = fma(max(acc[j][0], Vec{}), splat(w[j]), total[0]);
+    total[1] = fma(max(acc[j][1], Vec{}), splat(w[j]), total[1]);
   }
 }
 

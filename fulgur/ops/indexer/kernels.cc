@@ -15,28 +15,29 @@ struct Ahead {
   }
 };
 
-// Query rows as the products read them: words, and the heads' weights with what scales the words.
+// Query rows as the products read them: words, the heads' weights with what scales the words, and of integers the heads' sums.
 struct Queries {
   const float *words, *weights;
-  int64_t head;  // words of one
+  int64_t head;                   // words of one
+  const int32_t* sums = nullptr;  // times what a key's bytes are above their values
 
   const float* row(const IndexerParams& p, int64_t r) const { return words + r * p.J * head; }
 };
 
 // One row's scores with the packed keys of a tile, which have scales where they are integers.
 template <class Math>
-void score_row(const IndexerParams& p, const float* q, int64_t words, const float* w, const float* packed, const float* scales,
-               int64_t count, float* scores, Ahead ahead) {
+void score_row(const IndexerParams& p, const float* q, int64_t words, const float* w, const int32_t* sums, const float* packed,
+               const float* scales, int64_t count, float* scores, Ahead ahead) {
   for (int64_t i = 0; i < count; i += kGemmCols, packed += kGemmCols * words) {
     Vec total[2] = {};
     int64_t j = 0;
     for (; j + kGemmRows <= p.J; j += kGemmRows) {
       ahead.fetch();
-      add_heads<kGemmRows, Math>(q + j * words, words, packed, w + j, total);
+      add_heads<kGemmRows, Math>(q + j * words, words, packed, w + j, sums + j, total);
     }
-    for (; j + 4 <= p.J; j += 4) add_heads<4, Math>(q + j * words, words, packed, w + j, total);
-    for (; j + 2 <= p.J; j += 2) add_heads<2, Math>(q + j * words, words, packed, w + j, total);
-    for (; j < p.J; ++j) add_heads<1, Math>(q + j * words, words, packed, w + j, total);
+    for (; j + 4 <= p.J; j += 4) add_heads<4, Math>(q + j * words, words, packed, w + j, sums + j, total);
+    for (; j + 2 <= p.J; j += 2) add_heads<2, Math>(q + j * words, words, packed, w + j, sums + j, total);
+    for (; j < p.J; ++j) add_heads<1, Math>(q + j * words, words, packed, w + j, sums + j, total);
     for (int v = 0; v < 2; ++v) {
       int64_t at = i + v * kLanes;
       if (at >= count) continue;
@@ -58,15 +59,6 @@ void copy_panels(const T* page, int64_t D, int64_t count, float* to) {
   for (int64_t d = 0; d < D; ++d, page += kPageKeys, to += kGemmCols)
     for (int64_t i = 0; i < count; i += kGemmCols)
       for (int v = 0; v < kGemmCols; v += kLanes) store(to + i * D + v, load_as_f32(page + i + v, false));
-}
-
-// Pairs of whole numbers [D / 2][64][2].
-void widen_panels(const uint8_t* page, int64_t words, int64_t count, float* to) {
-  const auto* bytes = reinterpret_cast<const int8_t*>(page);
-  for (int64_t word = 0; word < words; ++word, bytes += 2 * kPageKeys, to += kGemmCols)
-    for (int64_t i = 0; i < count; i += kGemmCols)
-      for (int v = 0; v < kGemmCols; v += kLanes)
-        store(to + i * words + v, reinterpret_cast<Vec>(widen_bytes(bytes + 2 * (i + v))));
 }
 
 // Keys of D e4m3 one behind the other, and their scales: squares of kLanes of each are turned.
@@ -95,7 +87,7 @@ void pack_keys(const IndexerParams& p, int64_t key, int64_t count, float* packed
   if (!p.pages) return pack_b<Singles>(dot_products(p, 0, 0, key, count), 0, p.D, 0, count, packed);
   for_pages(p, key, count, [&](const uint8_t* page, int64_t some, int64_t done) {
     if (p.format == KeyFormat::int8) {
-      widen_panels(page, p.D / 2, some, packed + done * p.D / 2);
+      copy_panels(reinterpret_cast<const float*>(page), p.D / 4, some, packed + done * p.D / 4);
       std::memcpy(scales + done, page + kPageKeys * p.D, kPageKeys * sizeof(float));
     } else if (p.format == KeyFormat::fp8) turn_panels(page, p.D, some, packed + done * p.D);
     else if (p.type == Storage::f32) copy_panels(reinterpret_cast<const float*>(page), p.D, some, packed + done * p.D);
@@ -106,17 +98,21 @@ void pack_keys(const IndexerParams& p, int64_t key, int64_t count, float* packed
 // Rows [first, last): as they are, widened, or as integers.
 Queries queries_of(const IndexerParams& p, int64_t first, int64_t last) {
   static thread_local std::vector<float> words, weights;
+  static thread_local std::vector<int32_t> sums;
   int64_t heads = (last - first) * p.J;
   const void* q = element(p.q, p.type, first * p.J * p.D);
   const float* w = p.w + first * p.J;
   if (p.format == KeyFormat::int8) {
-    words.resize(std::max<size_t>(words.size(), heads * p.D / 2));
+    words.resize(std::max<size_t>(words.size(), heads * p.D / 4));
     weights.resize(std::max<size_t>(weights.size(), heads));
+    sums.resize(std::max<size_t>(sums.size(), heads));
     for (int64_t i = 0; i < heads; ++i) {
-      integer_row(element(q, p.type, i * p.D), p.type, p.D, reinterpret_cast<int16_t*>(words.data() + i * p.D / 2), &weights[i]);
-      weights[i] *= w[i];
+      IntegerGroup group;
+      integer_row(element(q, p.type, i * p.D), p.type, p.D, reinterpret_cast<int8_t*>(words.data() + i * p.D / 4), &group);
+      weights[i] = group.scale * w[i];
+      sums[i] = 128 * (group.sums[0] + group.sums[1] + group.sums[2] + group.sums[3]);
     }
-    return {words.data(), weights.data(), p.D / 2};
+    return {words.data(), weights.data(), p.D / 4, sums.data()};
   }
   if (p.type == Storage::f32) return {static_cast<const float*>(q), w, p.D};
   words.resize(std::max<size_t>(words.size(), heads * p.D));
@@ -173,8 +169,8 @@ void indexer_score_block(const IndexerParams& p, int64_t first, int64_t last, in
     for (int64_t r = 0; r < rows; ++r) {
       float* to = scores + r * stride + at;
       const float* w = q.weights + r * p.J;
-      if (integers) score_row<IntPairs>(p, q.row(p, r), q.head, w, packed.data(), scales, keys, to, ahead);
-      else score_row<Singles>(p, q.row(p, r), q.head, w, packed.data(), nullptr, keys, to, ahead);
+      if (integers) score_row<IntQuads>(p, q.row(p, r), q.head, w, q.sums + r * p.J, packed.data(), scales, keys, to, ahead);
+      else score_row<Singles>(p, q.row(p, r), q.head, w, nullptr, packed.data(), nullptr, keys, to, ahead);
     }
   }
 }

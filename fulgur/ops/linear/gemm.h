@@ -20,8 +20,8 @@ constexpr int64_t kPanel = 16;  // columns of a packed panel
 // How a packed B is stored, in panels of 16 columns.
 //   plain  f32 [K, 16], or bf16 [K / 2, 16, 2], whose pairs are two k of one column
 //   fp8    e4m3 bytes [K, 16], each value times its group's scale
-//   int8   pairs of bytes [K / 2, 16, 2]
-//   int4   two such lines of pairs in the halves of one [K / 4, 16, 2], 8 above their value
+//   int8   bytes [K / 4, 16, 4], four k of a column side by side, 128 above their value
+//   int4   two such lines, 8 above their value, in the halves of one [K / 8, 16, 4]
 // The k of the last three come in groups, each with its scales behind it: fp8 one f32, four times; integers 16 bf16, one a
 // column.
 enum class Panels : uint8_t { none, plain, fp8, int8, int4 };
@@ -42,11 +42,18 @@ struct PanelLayout {
 };
 constexpr PanelLayout panel_layout(Panels panels) {
   if (panels == Panels::int4) return {32, 4, 2, 32};
-  if (panels == Panels::int8) return {128, 8, 2, 2};
+  if (panels == Panels::int8) return {128, 8, 2, 4};
   return {128, 8, 1, 2};
 }
 constexpr int64_t kIntegerGroup = 128;  // k of a row of integers that share a scale
+constexpr int kMostOfARow = 63;         // two products with a byte fit in 16 bits
 constexpr bool integers(Panels panels) { return panels == Panels::int8 || panels == Panels::int4; }
+
+// 128 integers of a row: what scales them, NaN where one was not finite, and the sums of each 32 of them.
+struct IntegerGroup {
+  float scale;
+  int32_t sums[4];
+};
 
 struct GemmParams {
   const void* a;  // [M, K], element (m, k) at a_row * m + a_col * k
@@ -58,16 +65,16 @@ struct GemmParams {
   bool round_b_to_bf16 = false;  // f32 master weights used as bf16: B is rounded as it is read
   bool accumulate = false;       // C += A * B, from the stored C; f32 only
   Panels b_panels = Panels::none;
-  // By panels of integers A is int16 of at most +-127 (IntegerRows in weight.h), and this [M, groups of K] times it is its value.
-  const float* a_scales = nullptr;
-  int64_t a_scales_row = 0;
+  // By panels of integers A is int8 of at most +-63 (Rows in weight.h), and a group's scale of these times it is its value.
+  const IntegerGroup* a_groups = nullptr;
+  int64_t a_groups_row = 0;  // groups from row to row
   // Where B is gathered: its column n is column b_columns[n] of what b points to, or its row k is row b_rows[k].
   const int32_t* b_columns = nullptr;
   const int32_t* b_rows = nullptr;
 };
 
-// A row as integers: x[i] is about to[i] * scales[i / 128], NaN where the group is not finite.
-FULGUR_KERNEL(void, integer_row, (const void* x, Storage type, int64_t count, int16_t* to, float* scales))
+// A row as integers: x[i] is about to[i] * groups[i / 128].scale.
+FULGUR_KERNEL(void, integer_row, (const void* x, Storage type, int64_t count, int8_t* to, IntegerGroup* groups))
 
 // On all threads; the products of one call must write to different C.
 void gemm(std::span<const GemmParams> products);

@@ -165,9 +165,9 @@ void stream_panels(const GemmParams& p, const float* const (&row)[Rows], int64_t
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) {
         const Vec& sum = acc[v / kParts][r][v % kParts];
-        if constexpr (std::is_same_v<Math, IntPairs>) {
+        if constexpr (std::is_same_v<Math, IntQuads>) {
           Vec unit = scales_of<Words>(p, n + v * kLanes, k0);
-          total[r][v] = add_integers(p, m + std::min(r, rows - 1), k0, sum, unit, total[r][v]);
+          total[r][v] = add_integers<Words>(p, m + std::min(r, rows - 1), k0, sum, unit, total[r][v]);
         } else total[r][v] = k0 > 0 || p.accumulate ? total[r][v] + sum : sum;
       }
   }

@@ -6,46 +6,73 @@
 namespace fulgur::FULGUR_ISA {
 
 inline const float* integer_words(const GemmParams& p, int64_t m, int64_t k) {
-  return reinterpret_cast<const float*>(static_cast<const int16_t*>(p.a) + m * p.a_row + k);
+  return reinterpret_cast<const float*>(static_cast<const int8_t*>(p.a) + m * p.a_row + k);
 }
 
-// C += the sums of a tile of rows [m, m + rows) and a panel's columns [n, end) over one group of k, scaled.
-template <class Format>
-inline void add_tile(const GemmParams& p, const float* tile, int64_t m, int64_t rows, int64_t n, int64_t end, int64_t k, float* c,
-                     int64_t c_row) {
-  for (int64_t at = n; at < end; at += kLanes) {
-    Vec unit = scales_of<Format>(p, at, k);
-    for (int64_t r = 0; r < rows; ++r) {
-      float* to = c + r * c_row + at - n;
-      store(to, add_integers(p, m + r, k, load(tile + r * kGemmCols + at - n), unit, load(to)));
+constexpr int kVecs = kGemmCols / kLanes;  // of a line of a tile
+
+// tile[r][j] = sum_word a[r][word] * b[word][j].
+template <int Rows>
+inline void multiply_tile(const float* a, int64_t a_row, const float* b, int64_t words, float* tile) {
+  Vec acc[Rows][kVecs];
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows * kVecs; ++i) acc[i / kVecs][i % kVecs] = Vec{};
+  for (int64_t word = 0; word < words; ++word, b += kGemmCols) {
+    Vec b0 = load(b), b1 = load(b + kLanes);
+    keep(b0), keep(b1);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      Vec value = splat(a[r * a_row + word]);
+      acc[r][0] = IntQuads::multiply_add(value, b0, acc[r][0]);
+      acc[r][1] = IntQuads::multiply_add(value, b1, acc[r][1]);
     }
   }
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) store(tile + r * kGemmCols, acc[r][0]), store(tile + r * kGemmCols + kLanes, acc[r][1]);
+}
+
+// C += the sums of a tile of rows from m on and `vecs` vectors of columns over one group of k, scaled.
+template <class Format>
+inline void add_tile(const GemmParams& p, const float* tile, int64_t m, int64_t rows, int64_t k, const Vec (&units)[kVecs],
+                     int64_t vecs, float* c, int64_t c_row) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t v = 0; v < vecs; ++v) {
+      float* to = c + r * c_row + v * kLanes;
+      store(to, add_integers<Format>(p, m + r, k, load(tile + r * kGemmCols + v * kLanes), units[v], load(to)));
+    }
 }
 
 // Many rows: 128 k of the rows and of the columns, unpacked, go into the second-level cache and are multiplied tile by tile.
 template <int Rows, class Format>
 void multiply_integer_panels(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* c, int64_t c_row) {
   static thread_local std::vector<float> panels, lines;
-  constexpr int64_t kWords = words_of<IntPairs>(kIntegerGroup), kLine = kWords + kLanes;  // apart from the same few cache sets
+  constexpr int64_t kWords = words_of<IntQuads>(kIntegerGroup), kLine = kWords + kLanes;  // apart from the same few cache sets
+  constexpr int64_t kGroups = kIntegerGroup / Format::kGroup;
   panels.resize(std::max<size_t>(panels.size(), (n1 - n0 + kGemmCols) * kWords));
   lines.resize(std::max<size_t>(lines.size(), (m1 - m0 + Rows) * kLine));
   for (int64_t r = 0; !p.accumulate && r < m1 - m0; ++r) std::fill_n(c + r * c_row, n1 - n0, 0.0f);
   for (int64_t k0 = 0; k0 < p.K; k0 += kIntegerGroup) {
-    int64_t K = std::min(kIntegerGroup, p.K - k0), words = words_of<IntPairs>(K);
-    unpack_panels<IntPairs, Format>(p, k0, K, n0, n1, panels.data());
+    int64_t K = std::min(kIntegerGroup, p.K - k0), words = words_of<IntQuads>(K);
+    unpack_panels<IntQuads, Format>(p, k0, K, n0, n1, panels.data());
     for (int64_t m = m0; m < m1; ++m) std::copy_n(integer_words(p, m, k0), words, lines.data() + (m - m0) * kLine);
-    for (int64_t n = n0; n < n1; n += kGemmCols)
-      for (int64_t m = m0; m < m1; m += Rows)
+    for (int64_t n = n0; n < n1; n += kGemmCols) {
+      int64_t vecs = std::min<int64_t>(kVecs, (n1 - n) / kLanes);
+      Vec units[kGroups][kVecs] = {};
+      for (int64_t k = 0; k < K; k += Format::kGroup)
+        for (int64_t v = 0; v < vecs; ++v) units[k / Format::kGroup][v] = scales_of<Format>(p, n + v * kLanes, k0 + k);
+      for (int64_t m = m0; m < m1; m += Rows) {
+        int64_t rows = std::min<int64_t>(Rows, m1 - m);
+        float* to = c + (m - m0) * c_row + n - n0;
+        for (int64_t r = 0; r < rows; ++r) __builtin_prefetch(to + r * c_row, 1);
         for (int64_t k = 0; k < K; k += Format::kGroup) {
-          for (int64_t r = 0; r < std::min<int64_t>(Rows, m1 - m); ++r) __builtin_prefetch(c + (m - m0 + r) * c_row + n - n0, 1);
           float tile[Rows * kGemmCols];
-          RowsOfA a{lines.data() + (m - m0) * kLine + words_of<IntPairs>(k), kLine, 1, 0};
-          Panel b{panels.data() + (n - n0) * words + words_of<IntPairs>(k) * kGemmCols};
-          micro_kernel<Rows, IntPairs>(a, b, words_of<IntPairs>(std::min(Format::kGroup, K - k)), tile, kGemmCols, Rows,
-                                       kGemmCols, false);
-          add_tile<Format>(p, tile, m, std::min<int64_t>(Rows, m1 - m), n, std::min(n1, n + kGemmCols), k0 + k,
-                           c + (m - m0) * c_row + n - n0, c_row);
+          const float* a = lines.data() + (m - m0) * kLine + words_of<IntQuads>(k);
+          const float* b = panels.data() + (n - n0) * words + words_of<IntQuads>(k) * kGemmCols;
+          multiply_tile<Rows>(a, kLine, b, words_of<IntQuads>(std::min(Format::kGroup, K - k)), tile);
+          add_tile<Format>(p, tile, m, rows, k0 + k, units[k / Format::kGroup], vecs, to, c_row);
         }
+      }
+    }
   }
 }
 
@@ -53,7 +80,7 @@ template <int Rows, class Format>
 void multiply_few_integers(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* c, int64_t c_row) {
   const float* row[Rows];
   for (int64_t r = 0; r < Rows; ++r) row[r] = integer_words(p, std::min(m0 + r, m1 - 1), 0);
-  multiply_packed<Rows, IntPairs, FormatWords<IntPairs, Format>>(p, row, m0, int(m1 - m0), n0, n1, c, c_row);
+  multiply_packed<Rows, IntQuads, FormatWords<IntQuads, Format>>(p, row, m0, int(m1 - m0), n0, n1, c, c_row);
 }
 
 template <class Format>

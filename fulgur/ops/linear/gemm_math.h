@@ -23,49 +23,34 @@ constexpr int64_t words_of(int64_t K) {
   return (K + Math::kPerWord - 1) / Math::kPerWord;
 }
 
-typedef int16_t Shorts __attribute__((vector_size(kLanes * 4)));  // two k in each lane
-
-// Products of integers: sums of pairs in int32 lanes, which only look like floats. For AVX2 both instructions are one piece:
-// apart, GCC keeps several products waiting and spills sums.
-struct IntPairs {
-  static constexpr int kPerWord = 2;
+// Products of integers: a word is four k, unsigned of B and signed of A, summed exactly in an int32 lane that only looks like a
+// float. For AVX2 the instructions are one piece: apart, GCC keeps several products waiting and spills sums.
+struct IntQuads {
+  static constexpr int kPerWord = 4;
   static Vec multiply_add(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
-    auto products = _mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
-    return reinterpret_cast<Vec>(_mm512_add_epi32(reinterpret_cast<__m512i>(c), products));
+    auto pairs = _mm512_maddubs_epi16(reinterpret_cast<__m512i>(b), reinterpret_cast<__m512i>(a));
+    auto quads = _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+    return reinterpret_cast<Vec>(_mm512_add_epi32(reinterpret_cast<__m512i>(c), quads));
 #elif defined(__AVX2__)
     Vec products;
-    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(c), "=&x"(products) : "x"(a), "x"(b));
+    asm volatile("vpmaddubsw %2, %3, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+                 : "+x"(c), "=&x"(products)
+                 : "x"(a), "x"(b), "x"(_mm256_set1_epi16(1)));
     return c;
 #else
-    auto x = reinterpret_cast<VecInt>(a), y = reinterpret_cast<VecInt>(b);
-    return reinterpret_cast<Vec>(reinterpret_cast<VecInt>(c) + ((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16));
+    auto x = reinterpret_cast<VecInt>(a), sums = reinterpret_cast<VecInt>(c);
+    auto y = reinterpret_cast<VecUint>(b);
+    for (int byte = 0; byte < 4; ++byte)
+      sums += ((x << (24 - 8 * byte)) >> 24) * reinterpret_cast<VecInt>((y << (24 - 8 * byte)) >> 24);
+    return reinterpret_cast<Vec>(sums);
 #endif
   }
 };
 
-// What was summed, as floats.
-template <class Math>
-inline Vec sums_of(Vec acc) {
-  if constexpr (std::is_same_v<Math, IntPairs>) return __builtin_convertvector(reinterpret_cast<VecInt>(acc), Vec);
-  else return acc;
-}
-
-// total + the sums of integers of row m over a group of k, scaled.
-inline Vec add_integers(const GemmParams& p, int64_t m, int64_t k, Vec sums, Vec b_scale, Vec total) {
-  return fma(sums_of<IntPairs>(sums), b_scale * p.a_scales[m * p.a_scales_row + k / kIntegerGroup], total);
-}
-
-// Bytes as shorts, with their sign or without. For AVX2 GCC's __builtin_convertvector would move them one by one.
-template <class Byte>
-inline Shorts widen_bytes(const Byte* at) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  auto bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
-  return reinterpret_cast<Shorts>(std::is_signed_v<Byte> ? _mm256_cvtepi8_epi16(bytes) : _mm256_cvtepu8_epi16(bytes));
-#else
-  typedef Byte Bytes __attribute__((vector_size(2 * kLanes), aligned(1), may_alias));
-  return __builtin_convertvector(*reinterpret_cast<const Bytes*>(at), Shorts);
-#endif
+// What was summed, as floats; B's values were `offset` more, which A's sum over the same k takes off.
+inline Vec sums_of_integers(Vec acc, int32_t offset_sum) {
+  return __builtin_convertvector(reinterpret_cast<VecInt>(acc) - offset_sum, Vec);
 }
 
 // e4m3 values times 2^-120, as floats are laid out; NaN, which no weight is, becomes 480.
@@ -119,7 +104,7 @@ struct Fp8 {
 };
 struct Int8 {
   static constexpr bool kIntegers = true;
-  static constexpr int kLines = 1;
+  static constexpr int kLines = 1, kOffset = 128;
   static constexpr Panels kPanels = Panels::int8;
   static constexpr int64_t kGroup = panel_layout(kPanels).group;
   const uint8_t* at = nullptr;
@@ -127,14 +112,13 @@ struct Int8 {
   template <class Math>
   void read(Vec (&words)[kLines][kPanel / kLanes]) {
 #pragma GCC unroll 2
-    for (int part = 0; part < kPanel / kLanes; ++part)
-      words[0][part] = reinterpret_cast<Vec>(widen_bytes(reinterpret_cast<const int8_t*>(at) + 2 * part * kLanes));
-    at += 2 * kPanel;
+    for (int part = 0; part < kPanel / kLanes; ++part) words[0][part] = load(reinterpret_cast<const float*>(at) + part * kLanes);
+    at += 4 * kPanel;
   }
 };
 struct Int4 {
   static constexpr bool kIntegers = true;
-  static constexpr int kLines = 2;
+  static constexpr int kLines = 2, kOffset = 8;
   static constexpr Panels kPanels = Panels::int4;
   static constexpr int64_t kGroup = panel_layout(kPanels).group;
   const uint8_t* at = nullptr;
@@ -143,11 +127,11 @@ struct Int4 {
   void read(Vec (&words)[kLines][kPanel / kLanes]) {
 #pragma GCC unroll 2
     for (int part = 0; part < kPanel / kLanes; ++part) {
-      Shorts both = widen_bytes(at + 2 * part * kLanes);
-      words[0][part] = reinterpret_cast<Vec>((both & 15) - 8);
-      words[1][part] = reinterpret_cast<Vec>((both >> 4) - 8);
+      auto both = reinterpret_cast<VecUint>(load(reinterpret_cast<const float*>(at) + part * kLanes));
+      words[0][part] = reinterpret_cast<Vec>(both & 0x0f0f0f0fu);
+      words[1][part] = reinterpret_cast<Vec>((both >> 4) & 0x0f0f0f0fu);
     }
-    at += 2 * kPanel;
+    at += 4 * kPanel;
   }
 };
 
@@ -155,6 +139,15 @@ struct Int4 {
 template <class Format>
 inline Vec scales_of(const GemmParams& p, int64_t n, int64_t k) {
   return from_bf16(reinterpret_cast<const uint16_t*>(behind_group<Format::kPanels>(p, n, k)) + n % kPanel);
+}
+
+// total + the sums of row m over the format's group of k, scaled.
+template <class Format>
+inline Vec add_integers(const GemmParams& p, int64_t m, int64_t k, Vec sums, Vec b_scale, Vec total) {
+  const IntegerGroup& row = p.a_groups[m * p.a_groups_row + k / kIntegerGroup];
+  int32_t sum = row.sums[k % kIntegerGroup / 32];
+  for (int i = 1; i < Format::kGroup / 32; ++i) sum += row.sums[i];
+  return fma(sums_of_integers(sums, Format::kOffset * sum), b_scale * row.scale, total);
 }
 
 // The panel of column n, rows [k0, k0 + K), into lines of words `stride` apart.

@@ -81,9 +81,8 @@ int64_t keys_below(const int32_t* keys, int64_t count, int64_t key) {
 
 }  // namespace
 
-void integer_row(const void* x, Storage type, int64_t count, int16_t* to, float* scales) {
-  typedef int16_t Halves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
-  for (int64_t k = 0; k < count; k += kIntegerGroup) {
+void integer_row(const void* x, Storage type, int64_t count, int8_t* to, IntegerGroup* groups) {
+  for (int64_t k = 0; k < count; k += kIntegerGroup, ++groups) {
     int64_t some = std::min(kIntegerGroup, count - k);
     Vec top{}, nothing{};  // nothing: 0, or NaN
     for_vectors(some, [&](int64_t i, int64_t n) {
@@ -91,15 +90,17 @@ void integer_row(const void* x, Storage type, int64_t count, int16_t* to, float*
       top = max(top, max(value, -value)), nothing += value * 0.0f;
     });
     float most = max_lane(top);
-    scales[k / kIntegerGroup] = most / 127 + sum(nothing);
-    float inverse = most > 1e-30f && most < INFINITY ? 127 / most : 0;
+    groups->scale = most / kMostOfARow + sum(nothing);
+    std::fill_n(groups->sums, 4, 0);
+    float inverse = most > 1e-30f && most < INFINITY ? kMostOfARow / most : 0;
     for_vectors(some, [&](int64_t i, int64_t n) {
       Vec value = read(x, type, k + i, n) * inverse;
       value = (value + 12582912.0f) - 12582912.0f;  // to the nearest whole number: 1.5 * 2^23
-      Halves halves = __builtin_convertvector(__builtin_convertvector(value, VecInt), Halves);
-      if (n >= kLanes) *reinterpret_cast<Halves*>(to + k + i) = halves;
-      else
-        for (int64_t lane = 0; lane < n; ++lane) to[k + i + lane] = halves[lane];
+      auto whole = __builtin_convertvector(value, VecInt);
+      for (int64_t lane = 0; lane < n; ++lane) {
+        to[k + i + lane] = int8_t(whole[lane]);
+        groups->sums[(i + lane) / 32] += whole[lane];
+      }
     });
   }
 }

@@ -20,7 +20,7 @@ at::Tensor head_linear(const at::Tensor& x_NHI, const at::Tensor& weight_HIO);
 // A weight [.., O, I] as inference keeps it, read at the speed of memory: panels of 16 outputs (gemm.h), a tensor [.., O / 16,
 // lines, 16] whose type tells the format (ops/formats.h): f32 or bf16, float8_e4m3fn, int8, uint8 for int4. linear, head_linear
 // (as [heads, outputs, inputs] before), experts and logits take it in place of the weight; plain ones give the same bits. By
-// integers a row is rounded to integers too, to +-127 in groups of 128 inputs: a product still depends on its own row alone.
+// integers a row is rounded to integers too, to +-63 in groups of 128 inputs: a product still depends on its own row alone.
 // There is no gradient, and rows of bf16 need plain weights of bf16. Sizes that a format cannot hold stay plain (int4: inputs in
 // 32s), and what is no multiple of 16 outputs and 2 inputs stays as it is.
 at::Tensor pack(const at::Tensor& weight_OI, WeightFormat format = WeightFormat::plain);

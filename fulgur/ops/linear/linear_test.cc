@@ -75,13 +75,13 @@ TEST_P(LinearOnEachIsa, PackedWeightsGiveTheSameBits) {
 
 constexpr WeightFormat kQuantised[] = {WeightFormat::fp8, WeightFormat::int8, WeightFormat::int4};
 
-// Rows as integers give: rounded to +-127 in groups of 128.
+// Rows as integers give: rounded to +-63 in groups of 128.
 at::Tensor as_integers(const at::Tensor& x) {
   auto out = x.to(at::kFloat).clone();
   for (int64_t k = 0; k < x.size(-1); k += 128) {
     auto group = out.narrow(-1, k, std::min<int64_t>(128, x.size(-1) - k));
-    auto scale = group.abs().amax(-1, true) / 127;
-    group.copy_((group * (127 / group.abs().amax(-1, true))).round() * scale);
+    auto scale = group.abs().amax(-1, true) / 63;
+    group.copy_((group * (63 / group.abs().amax(-1, true))).round() * scale);
   }
   return out;
 }

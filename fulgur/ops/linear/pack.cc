@@ -96,9 +96,9 @@ void pack_integers(const float* rows, int64_t I, Panels panels, uint8_t* to) {
       uint16_t bits = bf16_bits(scale);
       std::memcpy(to + bytes + 2 * o, &bits, 2);
       for (int64_t i = 0; i < count; ++i) {
-        int64_t pair = i / 2, at = 2 * o + i % 2;
-        if (panels == Panels::int8) to[2 * kPanel * pair + at] = uint8_t(q[i]);
-        else to[2 * kPanel * (pair / 2) + at] |= uint8_t((q[i] + 8) << 4 * (pair % 2));
+        int64_t line = i / 4, at = 4 * o + i % 4;
+        if (panels == Panels::int8) to[4 * kPanel * line + at] = uint8_t(q[i] + 128);
+        else to[4 * kPanel * (line / 2) + at] |= uint8_t((q[i] + 8) << 4 * (line % 2));
       }
     }
     to += bytes + kPanel * layout.scale_lines;
@@ -113,9 +113,9 @@ void unpack_integers(const uint8_t* from, int64_t I, Panels panels, float* rows)
       uint16_t bits;
       std::memcpy(&bits, from + bytes + 2 * o, 2);
       for (int64_t i = 0; i < count; ++i) {
-        int64_t pair = i / 2, at = 2 * o + i % 2;
-        int q = panels == Panels::int8 ? int8_t(from[2 * kPanel * pair + at])
-                                       : (from[2 * kPanel * (pair / 2) + at] >> 4 * (pair % 2) & 15) - 8;
+        int64_t line = i / 4, at = 4 * o + i % 4;
+        int q = panels == Panels::int8 ? from[4 * kPanel * line + at] - 128
+                                       : (from[4 * kPanel * (line / 2) + at] >> 4 * (line % 2) & 15) - 8;
         rows[o * I + k + i] = float(q) * bf16_value(bits);
       }
     }

@@ -56,9 +56,9 @@ class Rows {
     auto type = storage(x, area);
     int64_t count = x.numel() / inputs_;
     groups_ = (inputs_ + kIntegerGroup - 1) / kIntegerGroup;
-    integers_.resize(count * inputs_), scales_.resize(count * groups_);
+    integers_.resize(count * inputs_), groups_of_rows_.resize(count * groups_);
     auto one = [&](int64_t row) {
-      kernel(at(row), type, inputs_, integers_.data() + row * inputs_, scales_.data() + row * groups_);
+      kernel(at(row), type, inputs_, integers_.data() + row * inputs_, groups_of_rows_.data() + row * groups_);
     };
     if (x.numel() < 1 << 14)
       for (int64_t row = 0; row < count; ++row) one(row);
@@ -70,17 +70,17 @@ class Rows {
   // Rows first, first + step, ...
   void give(GemmParams& p, int64_t first = 0, int64_t step = 1) const {
     p.a = at(first), p.a_row = step * inputs_;
-    if (scales_.empty()) return;
+    if (groups_of_rows_.empty()) return;
     p.a = integers_.data() + first * inputs_;
-    p.a_scales = scales_.data() + first * groups_, p.a_scales_row = step * groups_;
+    p.a_groups = groups_of_rows_.data() + first * groups_, p.a_groups_row = step * groups_;
   }
 
  private:
   const char* at(int64_t row) const { return static_cast<const char*>(x.const_data_ptr()) + row * bytes_; }
 
   int64_t inputs_, bytes_, groups_ = 0;
-  std::vector<int16_t> integers_;
-  std::vector<float> scales_;
+  std::vector<int8_t> integers_;
+  std::vector<IntegerGroup> groups_of_rows_;
 };
 
 // Backward passes need weights as training keeps them.
