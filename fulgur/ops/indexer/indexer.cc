@@ -77,6 +77,14 @@ void select_few(const IndexerParams& p, const RowBlock& block, int64_t k, int* o
   int64_t rows = block.last - block.first, begin = p.visible[2 * block.first], end = begin;
   for (int64_t row = block.first; row < block.last; ++row) end = std::max<int64_t>(end, p.visible[2 * row + 1]);
   int64_t S = end - begin;
+  if (S <= k) {  // all are chosen, whatever they score
+    for (int64_t row = block.first; row < block.last; ++row) {
+      int* chosen = out + row * k;
+      int64_t count = std::max<int64_t>(0, p.visible[2 * row + 1] - begin);
+      for (int64_t i = 0; i < k; ++i) chosen[i] = i < count ? int(begin + i) : -1;
+    }
+    return;
+  }
   std::vector<float> scores(rows * S);
   auto kernel = FULGUR_CALL(indexer_score_block);
   parallel_for((S + kStretch - 1) / kStretch, [&](int64_t i) {

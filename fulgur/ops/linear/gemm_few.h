@@ -96,6 +96,7 @@ void multiply_lines(const GemmParams& p, const float* const (&row)[Rows], int ro
 // Words of packed columns as they are read one after the other: kLines of them at once, those of one k each, or of a pair.
 template <class Math, class T>
 struct PlainWords {
+  static constexpr bool kQuantised = false;
   static constexpr int kLines = kTwoInALane<Math, T> ? 2 : 1;
   static constexpr int64_t kBlock = kGemmK, kGroup = kGemmK;  // of k: one chain of sums, and where start() is called
   static constexpr int64_t kStep = kLines * Math::kPerWord;   // of k: what is read at once
@@ -117,6 +118,7 @@ struct PlainWords {
 };
 template <class Math, class Format>
 struct FormatWords : Format {
+  static constexpr bool kQuantised = true;
   static constexpr int64_t kBlock = Format::kIntegers ? Format::kGroup : kGemmK;
   static constexpr int64_t kStep = Format::kLines * Math::kPerWord;
   void prefetch(const GemmParams& p, int64_t panels) const {
@@ -184,7 +186,8 @@ void multiply_packed(const GemmParams& p, const float* const (&row)[Rows], int64
         stream_panels<4, 1, Math, Words>(p, four, m + r, std::min(4, rows - r), n, c + r * c_row + n - n0, c_row);
       }
   } else {
-    constexpr int kPanels = 4 / Rows;
+    // What unpacks a format takes registers.
+    constexpr int kPanels = Words::kQuantised ? (Rows < 4 ? 2 : 1) : 4 / Rows;
     int64_t n = n0;
     for (; n + kPanels * kPanel <= n1; n += kPanels * kPanel)
       stream_panels<Rows, kPanels, Math, Words>(p, row, m, rows, n, c + n - n0, c_row);

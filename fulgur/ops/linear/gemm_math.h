@@ -83,12 +83,13 @@ struct Fp8 {
   static constexpr Panels kPanels = Panels::fp8;
   static constexpr int64_t kGroup = panel_layout(kPanels).group;
   const uint8_t* at = nullptr;
-  float scale = 0;
+  float unit = 0;  // of small_e4m3
   void start(const GemmParams& p, int64_t n, int64_t k) {
     at = group_of<kPanels>(p, n, k);
-    std::memcpy(&scale, behind_group<kPanels>(p, n, k), sizeof scale);
+    std::memcpy(&unit, behind_group<kPanels>(p, n, k), sizeof unit);
+    unit *= 0x1p120f;  // pack() saw to it that this is finite
   }
-  Vec value(int64_t i) const { return small_e4m3(at + i) * 0x1p120f * scale; }
+  Vec value(int64_t i) const { return small_e4m3(at + i) * unit; }
   template <class Math>
   void read(Vec (&words)[kLines][kPanel / kLanes]) {
 #pragma GCC unroll 2

@@ -136,6 +136,10 @@ TEST(Linear, FormatsHoldWeightsAsWellAsTheyCan) {
   EXPECT_EQ(ops::pack(at::zeros({16, 40}), WeightFormat::int4).scalar_type(), at::kFloat);
 }
 
+TEST(Linear, Fp8RefusesWeightsItsReadersCannotScale) {
+  EXPECT_THROW(ops::pack(at::full({16, 32}, 1e6), WeightFormat::fp8), InputError);
+}
+
 TEST(Linear, NotANumberShowsThroughIntegers) {
   auto x = at::ones({2, 256});
   x[1][200] = NAN;

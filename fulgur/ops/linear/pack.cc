@@ -169,6 +169,8 @@ Tensor pack_cpu(const Tensor& weight, int64_t number) {
     uint8_t* to = bytes_of(out) + e * panels * size;
     if (format == WeightFormat::fp8) {
       auto [bytes, scales] = quantize_blocks(matrix, ScaleRule::pow2);
+      float most = scales.max().item<float>();
+      FULGUR_CHECK(most <= 128, "[pack] expected weights of at most 448 * 128 for fp8, got a block's scale of ", most);
       Blocks blocks{bytes_of(bytes), scales.mutable_data_ptr<float>(), I};
       parallel_for(panels, [&](int64_t i) { blocks.for_lines(i, to + i * size, IntoLines{}); });
     } else {
