@@ -25,7 +25,7 @@ when every check holds. Topics, with what they need beyond the build:
   kernels   operations of the published sizes, attention core, training step: bars of share and ratio (about 25 minutes)
   scaling   the same on one thread and two (about 15 minutes)
   drafts    texts with drafts and without on the speedrun's model: equal, and how fast (about 5 minutes)
-  formats   weights and cache in fp8, int8, int4: equal bits, perplexity, size, speed (about 10 minutes)
+  formats   weights and cache in fp8, int8, int4: equal bits, perplexity, speed (about 15 minutes)
   instructions   Callgrind's counts beside bench/callgrind.json (installs valgrind; 3 minutes)
 """
 import hashlib
