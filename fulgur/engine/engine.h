@@ -102,6 +102,8 @@ class Engine {
   // impossible or the memory holds no page.
   Engine(Transformer model, const EngineOptions& options);
   ~Engine();  // cancels what runs
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
   // Throws InputError when the request cannot be served: an id outside the vocabulary, an empty prompt or one longer than the
   // context or the memory, an impossible parameter. Throws QueueFull. Returns the request's number.

@@ -35,6 +35,8 @@ Record recorded(const Cache& cache, const std::vector<int32_t>& pages, int64_t p
 class Engine::Loop {
  public:
   Loop(Transformer model, const EngineOptions& options);
+  Loop(const Loop&) = delete;
+  Loop& operator=(const Loop&) = delete;
 
   ~Loop() {
     {
@@ -60,11 +62,11 @@ class Engine::Loop {
 
  private:
   using Owned = std::unique_ptr<Sequence>;
-  struct Part {              // what a step computes of a sequence
-    Sequence* sequence;      // null once it has ended
-    int64_t rows;            // of its text; a row of its draft lies behind them, and joins them where the draft was right
-    int64_t first_row = 0;   // of the step's rows
-    int64_t logits_row = 0;  // of the logits that are drawn from
+  struct Part {                    // what a step computes of a sequence
+    Sequence* sequence = nullptr;  // null once it has ended
+    int64_t rows = 0;              // of its text; a row of its draft lies behind them, and joins them where the draft was right
+    int64_t first_row = 0;         // of the step's rows
+    int64_t logits_row = 0;        // of the logits that are drawn from
   };
   struct Drawn {
     Token token;

@@ -62,6 +62,8 @@ class Crowd {
  public:
   explicit Crowd(Engine& engine) : engine_(engine) {}
   ~Crowd() { wait(); }
+  Crowd(const Crowd&) = delete;
+  Crowd& operator=(const Crowd&) = delete;
 
   uint64_t submit(Request request, std::function<void(const Event&)> also = {}) {
     One* one;
