@@ -128,11 +128,11 @@ std::string depth_name(int64_t depth) { return depth % 1024 == 0 && depth > 0 ? 
 double weight_bytes(const Options& o) {
   if (o.weights == "int4") return 4.5 / 8;
   if (o.weights == "int8" || o.weights == "fp8") return 1 + 1.0 / 64;
-  return o.dtype == "bf16" ? 2 : 4;
+  return double(c10::elementSize(type_of(o.dtype)));
 }
 
 Json measure(const Transformer& model, const Way& way, const Options& o, int64_t depth, int64_t rows, Limits& limits) {
-  auto type = o.dtype == "bf16" ? at::kBFloat16 : at::kFloat;
+  auto type = type_of(o.dtype);
   auto format = way.form == Form::sparse ? cache_format(o.cache) : CacheFormat{};
   Depth at(model, way, type, format, depth, rows);
   auto cost = step_cost(model.config(), way.form, depth, rows, at.bytes(weight_bytes(o)));
@@ -174,7 +174,7 @@ void bench_model(const Options& o) {
     FULGUR_CHECK(depth + o.chunk <= config.max_position_embeddings, "[bench] --depth: expected at most ",
                  config.max_position_embeddings - o.chunk, ", got ", depth);
   auto packed = [&, weights = init_weights(config, 1)](bool absorbed) {  // as an engine holds them
-    auto type = o.dtype == "bf16" ? at::kBFloat16 : at::kFloat;
+    auto type = type_of(o.dtype);
     return Transformer(config, pack_weights(config, weights, type, absorbed, weight_format(o.weights)));
   };
   std::map<Attention, Transformer> models;

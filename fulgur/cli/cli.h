@@ -1,6 +1,8 @@
 // The commands of the program `fulgur`, one function each. They parse flags, call the rooms below, print.
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include <CLI/CLI.hpp>
 #include <atomic>
 #include <filesystem>
@@ -33,6 +35,9 @@ void add_eval(CLI::App& app, Common& common);
 void add_report(CLI::App& app, Common& common);
 void add_bench(CLI::App& app, Common& common);
 void add_bench_model(CLI::App& bench);
+
+// What --dtype names: f32 or bf16.
+at::ScalarType type_of(const std::string& dtype);
 
 // Flags --weights-format and --cache, names of ops/formats.h.
 void add_formats(CLI::App& command, std::string& weights, std::string& cache);

@@ -22,8 +22,6 @@ Transformer read_model(const Options& o) {
   return Transformer(config, import_weights(config, read_weights(o.weights), /*share_mtp=*/false));
 }
 
-at::ScalarType type_of(const Options& o) { return o.dtype == "bf16" ? at::kBFloat16 : at::kFloat; }
-
 Transformer open_model(const Options& o) {
   bool inference = o.dump == "logits" || o.dump == "greedy";
   auto format = weight_format(o.weights_format);
@@ -31,7 +29,8 @@ Transformer open_model(const Options& o) {
     throw UsageError("[usage] --cache and --weights-format: expected --dump logits or greedy, got --dump " + o.dump);
   if (format == WeightFormat::plain) return read_model(o);
   auto model = read_model(o);
-  return {model.config(), pack_weights(model.config(), std::move(model.weights()), type_of(o), o.attention == "sparse", format)};
+  return {model.config(),
+          pack_weights(model.config(), std::move(model.weights()), type_of(o.dtype), o.attention == "sparse", format)};
 }
 
 const at::Tensor& input(const Tensors& inputs, const std::string& file, const std::string& name) {
@@ -48,7 +47,7 @@ void forward(const Options& o, bool json) {
   Tensors replay;
   if (!o.replay.empty()) replay = read_safetensors(o.replay);
   DumpOptions options{.attention = o.attention == "dense" ? Attention::dense : Attention::sparse,
-                      .type = type_of(o),
+                      .type = type_of(o.dtype),
                       .cache = cache_format(o.cache),
                       .chunk = o.chunk,
                       .hadamard = o.hadamard,

@@ -21,6 +21,8 @@ std::atomic<int> g_stop{0};
 // Another rank's signal stops this one too.
 int stop_code() { return 128 + (g_stop ? g_stop.load() : SIGINT); }
 
+at::ScalarType type_of(const std::string& dtype) { return dtype == "bf16" ? at::kBFloat16 : at::kFloat; }
+
 void add_formats(CLI::App& command, std::string& weights, std::string& cache) {
   command.add_option("--weights-format", weights, "How matrices are stored; plain: in the activations' type")
       ->capture_default_str()

@@ -29,8 +29,6 @@ struct Options {
   int64_t tokens = 100000;
 };
 
-at::ScalarType type_of(const std::string& name) { return name == "bf16" ? at::kBFloat16 : at::kFloat; }
-
 void generate_command(Options o, Common& common) {
   auto folder = find_model(o.model);
   auto model = load_model(folder);
