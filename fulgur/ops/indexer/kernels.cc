@@ -147,14 +147,12 @@ void score_long_heads(const IndexerParams& p, int64_t first, int64_t last, int64
     weigh(dots.data() + r * p.J * count, p.w + (first + r) * p.J, p.J, count, count, scores + r * stride);
 }
 
-}  // namespace
-
-void indexer_score_block(const IndexerParams& p, int64_t first, int64_t last, int64_t key, int64_t count, float* scores,
-                         int64_t stride) {
+// Scores of rows [first, last), whose queries these are, with keys [key, key + count).
+void score_keys(const IndexerParams& p, const Queries& q, int64_t first, int64_t last, int64_t key, int64_t count, float* scores,
+                int64_t stride) {
   static thread_local std::vector<float> packed;
   packed.resize(std::max<size_t>(packed.size(), (kIndexerTile + kGemmCols) * p.D));
   float scales[kIndexerTile + kPageKeys];
-  Queries q = queries_of(p, first, last);
   int64_t rows = last - first;
   bool by_page = p.pages && rows == 1, integers = p.format == KeyFormat::int8;
   int64_t tile = by_page ? kPageKeys : kIndexerTile;
@@ -175,6 +173,13 @@ void indexer_score_block(const IndexerParams& p, int64_t first, int64_t last, in
   }
 }
 
+}  // namespace
+
+void indexer_score_block(const IndexerParams& p, int64_t first, int64_t last, int64_t key, int64_t count, float* scores,
+                         int64_t stride) {
+  score_keys(p, queries_of(p, first, last), first, last, key, count, scores, stride);
+}
+
 void indexer_select_block(const IndexerParams& p, int64_t first, int64_t last, int64_t k, int32_t* selected) {
   static thread_local TopK best[kIndexerRows];
   int64_t rows = last - first, begin = p.visible[2 * first], end = begin;
@@ -182,11 +187,12 @@ void indexer_select_block(const IndexerParams& p, int64_t first, int64_t last, i
     best[r].start(k);
     end = std::max<int64_t>(end, p.visible[2 * (first + r) + 1]);
   }
+  Queries q = queries_of(p, first, last);
   float scores[kIndexerRows * kIndexerTile] = {};
   for (int64_t key = begin; key < end; key += kIndexerTile) {
     int64_t count = std::min(kIndexerTile, end - key);
     // Where all keys are chosen, no score matters.
-    if (end - begin > k) indexer_score_block(p, first, last, key, count, scores, kIndexerTile);
+    if (end - begin > k) score_keys(p, q, first, last, key, count, scores, kIndexerTile);
     for (int64_t r = 0; r < rows; ++r)
       best[r].add(scores + r * kIndexerTile, std::min(count, p.visible[2 * (first + r) + 1] - key), int32_t(key));
   }
