@@ -4,6 +4,7 @@
 #include <c10/core/GradMode.h>
 
 #include <cstdio>
+#include <list>
 #include <map>
 
 #include "fulgur/base/error.h"
@@ -11,10 +12,14 @@
 #include "fulgur/cli/cli.h"
 #include "fulgur/cli/limits.h"
 #include "fulgur/model/cost.h"
+#include "fulgur/model/rope_table.h"
 #include "fulgur/model/transformer.h"
 #include "fulgur/ops/cached_keys.h"
+#include "fulgur/ops/dense_mla/dense_mla.h"
+#include "fulgur/ops/indexer/indexer.h"
 #include "fulgur/ops/isa.h"
 #include "fulgur/ops/log_prob/log_prob.h"
+#include "fulgur/ops/sparse_mla/sparse_mla.h"
 
 namespace fulgur::cli {
 namespace {
@@ -64,21 +69,21 @@ class Depth {
     }
   }
 
-  // What a value takes.
-  StoredBytes bytes(double weight) const {
+  const Way& way() const { return way_; }
+
+  // `weight_bytes`: what a weight takes.
+  StepCost cost(int64_t rows, double weight_bytes) const {
     const auto& layer = cache_.layers[0];
     auto of_key = [&](const at::Tensor& keys) {
       return keys.defined() ? double(keys.nbytes()) / double(int64_t(sequence_.pages.size()) * 64) : 0;
     };
-    return {weight, of_key(layer.kv_SC) + of_key(layer.k_SHE) + of_key(layer.v_SHV), of_key(layer.index_PDK)};
+    StoredBytes bytes{weight_bytes, of_key(layer.kv_SC) + of_key(layer.k_SHE) + of_key(layer.v_SHV), of_key(layer.index_PDK)};
+    return step_cost(model_.config(), way_.form, depth_, rows, bytes);
   }
 
   // `rows` rows behind the depth, which are forgotten again; returns how long they took.
   double seconds(int64_t rows) {
-    std::vector<int32_t> tokens(rows);
-    for (int64_t i = 0; i < rows; ++i) tokens[i] = int32_t((i * i * 31 + i * 7 + ++turn_ * 13) % model_.config().vocab_size);
-    sequence_.length = depth_;
-    auto batch = append({&sequence_}, {tokens});
+    auto batch = rows_behind(rows);
     Replay all;
     if (way_.form == Form::dense_absorbed) all.selected_NK.assign(model_.config().num_hidden_layers, every_key(batch));
     ForwardOptions options{.attention = way_.attention(), .type = type_, .replay = &all};
@@ -88,7 +93,36 @@ class Depth {
     });
   }
 
+  // The attention core alone, of all layers: the indexer's scores and selection, and attention to the keys in the cache.
+  double core_seconds(int64_t rows) {
+    const auto& c = model_.config();
+    auto batch = rows_behind(rows);
+    auto random = [&](int64_t heads, int64_t size) { return at::randn({rows, heads, size}).to(type_); };
+    int64_t H = c.num_attention_heads, R = c.kv_lora_rank, P = c.qk_rope_head_dim;
+    if (way_.form == Form::dense)
+      return time_once([&, q = random(H, c.qk_nope_head_dim + P)] {
+        for (auto& layer : cache_.layers)
+          ops::dense_mla(q, layer.k_SHE, layer.v_SHV, batch.visible_N2, softmax_scale(c), batch.pages_P);
+      });
+    auto q = random(H, R + P), index_q = random(c.index_n_heads, c.index_head_dim), index_w = at::rand({rows, c.index_n_heads});
+    auto all = way_.form == Form::sparse ? at::Tensor() : every_key(batch);
+    return time_once([&] {
+      for (auto& layer : cache_.layers) {
+        auto selected =
+            all.defined() ? all
+                          : ops::indexer_top_k(index_q, layer.index_PDK, index_w, batch.visible_N2, c.index_topk, batch.pages_P);
+        ops::sparse_mla(q, layer.kv_SC, selected, R, softmax_scale(c), batch.pages_P);
+      }
+    });
+  }
+
  private:
+  Batch rows_behind(int64_t rows) {
+    std::vector<int32_t> tokens(rows);
+    for (int64_t i = 0; i < rows; ++i) tokens[i] = int32_t((i * i * 31 + i * 7 + ++turn_ * 13) % model_.config().vocab_size);
+    sequence_.length = depth_;
+    return append({&sequence_}, {tokens});
+  }
   void fill(Cache::Layer& layer) {
     const auto& config = model_.config();
     constexpr int64_t kBlock = 4096;  // keys at once
@@ -116,10 +150,12 @@ class Depth {
 
 void print(const Json& r) {
   double seconds = r["seconds"], rows = r["rows"];
-  std::printf("%-8s %-8s %-15s %12.1f %9.1f %8.2f %8.0f %% %9.0f %%\n", r["depth_name"].get<std::string>().c_str(),
-              r["what"].get<std::string>().c_str(), r["form"].get<std::string>().c_str(), rows / seconds,
-              r["flops"].get<double>() / rows / 1e6, r["bytes"].get<double>() / rows / 1e6, 100 * r["share"].get<double>(),
-              100 * r["indexer_share"].get<double>());
+  const Json& core = r["core"];
+  std::printf("%-8s %-8s %-15s %12.1f %9.1f %8.2f %8.0f %% %9.0f %% %10.2f %8.0f %%\n",
+              r["depth_name"].get<std::string>().c_str(), r["what"].get<std::string>().c_str(),
+              r["form"].get<std::string>().c_str(), rows / seconds, r["flops"].get<double>() / rows / 1e6,
+              r["bytes"].get<double>() / rows / 1e6, 100 * r["share"].get<double>(), 100 * r["indexer_share"].get<double>(),
+              core["seconds"].get<double>() / rows * 1e3, 100 * core["share"].get<double>());
   std::fflush(stdout);
 }
 
@@ -131,38 +167,49 @@ double weight_bytes(const Options& o) {
   return double(c10::elementSize(type_of(o.dtype)));
 }
 
-Json measure(const Transformer& model, const Way& way, const Options& o, int64_t depth, int64_t rows, Limits& limits) {
-  auto type = type_of(o.dtype);
-  auto format = way.form == Form::sparse ? cache_format(o.cache) : CacheFormat{};
-  Depth at(model, way, type, format, depth, rows);
-  auto cost = step_cost(model.config(), way.form, depth, rows, at.bytes(weight_bytes(o)));
-  std::vector<Sample> samples;
-  at.seconds(rows);
+// One repetition after another, each of the whole and of the core.
+Json measure(Depth& at, const Options& o, int64_t depth, int64_t rows, Limits& limits) {
+  auto cost = at.cost(rows, weight_bytes(o));
+  std::vector<Sample> whole, core;
+  at.seconds(rows), at.core_seconds(rows);
   auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(o.seconds);
-  while (samples.size() < 3 || (std::chrono::steady_clock::now() < end && samples.size() < 100))
-    samples.push_back(sample(limits, cost.flops, cost.bytes, [&] { return at.seconds(rows); }));
-  const char* what = rows == 1 ? "decode" : "prefill";
-  Json r = result_json(cat(what, " ", way.name), cat(o.shape, " at ", depth_name(depth)), samples, cost.flops, cost.bytes);
-  r["what"] = what, r["form"] = way.name, r["depth"] = depth, r["depth_name"] = depth_name(depth), r["rows"] = rows;
+  while (whole.size() < 3 || (std::chrono::steady_clock::now() < end && whole.size() < 100)) {
+    whole.push_back(sample(limits, cost.flops, cost.bytes, [&] { return at.seconds(rows); }));
+    core.push_back(sample(limits, cost.core_flops, cost.core_bytes, [&] { return at.core_seconds(rows); }));
+  }
+  const char *what = rows == 1 ? "decode" : "prefill", *form = at.way().name;
+  auto label = cat(o.shape, " at ", depth_name(depth));
+  Json r = result_json(cat(what, " ", form), label, whole, cost.flops, cost.bytes);
+  r["core"] = result_json(cat(what, " core ", form), label, core, cost.core_flops, cost.core_bytes);
+  r["what"] = what, r["form"] = form, r["depth"] = depth, r["depth_name"] = depth_name(depth), r["rows"] = rows;
   r["tokens_per_second"] = double(rows) / r["seconds"].get<double>();
   r["indexer_share"] = cost.indexer_flops / cost.flops;
   r["limit_seconds"] = limits.best(cost.flops, cost.bytes);
+  r["core"]["limit_seconds"] = limits.best(cost.core_flops, cost.core_bytes);
   print(r);
   return r;
 }
 
-// The faster of the dense forms beside the sparse one: by this machine's limits, and as measured.
-void compare_forms(const std::vector<Json>& of_depth) {
-  const Json& sparse = of_depth[0];
-  const Json* best = &of_depth[1];
-  double limit = 1e30;
-  for (size_t i = 1; i < of_depth.size(); ++i) {
-    if (of_depth[i]["seconds"] < (*best)["seconds"]) best = &of_depth[i];
-    limit = std::min(limit, of_depth[i]["limit_seconds"].get<double>());
+// How many times the fastest dense form takes what the sparse one takes.
+double gain(const std::vector<Json>& of_depth, const std::string& part, const char* seconds) {
+  auto of = [&](const Json& r) { return (part.empty() ? r : r[part])[seconds].get<double>(); };
+  double best = 1e30;
+  for (size_t i = 1; i < of_depth.size(); ++i) best = std::min(best, of(of_depth[i]));
+  return best / of(of_depth[0]);
+}
+
+// Beside the faster of the dense forms: as measured, and by this machine's limits.
+void compare_forms(std::vector<Json>& of_depth) {
+  Json& sparse = of_depth[0];
+  for (std::string part : {"", "core"}) {
+    auto& r = part.empty() ? sparse : sparse[part];
+    r["gain"] = gain(of_depth, part, "seconds"), r["gain_of_limits"] = gain(of_depth, part, "limit_seconds");
   }
-  std::printf("%-8s %-8s %-15s %11.2fx  by the limits %.2fx\n", sparse["depth_name"].get<std::string>().c_str(),
-              sparse["what"].get<std::string>().c_str(), "sparse gains",
-              (*best)["seconds"].get<double>() / sparse["seconds"].get<double>(), limit / sparse["limit_seconds"].get<double>());
+  const Json& core = sparse["core"];
+  std::printf("%-8s %-8s %-15s %11.2fx  by the limits %.2fx; attention core %.2fx, by the limits %.2fx\n",
+              sparse["depth_name"].get<std::string>().c_str(), sparse["what"].get<std::string>().c_str(), "sparse gains",
+              sparse["gain"].get<double>(), sparse["gain_of_limits"].get<double>(), core["gain"].get<double>(),
+              core["gain_of_limits"].get<double>());
 }
 
 void bench_model(const Options& o) {
@@ -173,9 +220,9 @@ void bench_model(const Options& o) {
   for (int64_t depth : depths)
     FULGUR_CHECK(depth + o.chunk <= config.max_position_embeddings, "[bench] --depth: expected at most ",
                  config.max_position_embeddings - o.chunk, ", got ", depth);
-  auto packed = [&, weights = init_weights(config, 1)](bool absorbed) {  // as an engine holds them
+  auto packed = [&](bool absorbed) {  // as an engine holds them
     auto type = type_of(o.dtype);
-    return Transformer(config, pack_weights(config, weights, type, absorbed, weight_format(o.weights)));
+    return Transformer(config, pack_weights(config, init_weights(config, 1), type, absorbed, weight_format(o.weights)));
   };
   std::map<Attention, Transformer> models;
   models.emplace(Attention::sparse, packed(true));
@@ -183,20 +230,25 @@ void bench_model(const Options& o) {
   Limits limits;
   std::printf("peaks: %.0f GFLOP/s (best large GEMM), %.1f GB/s (reading 2 GB), %d threads, %s\n", limits.flops() / 1e9,
               limits.bandwidth() / 1e9, threads(), isa_name(isa()));
-  std::printf("%-8s %-8s %-15s %12s %9s %8s %10s %11s\n", "depth", "", "attention", "tokens/s", "MFLOP", "MB", "of limit",
-              "indexer's");
+  std::printf("%-8s %-8s %-15s %12s %9s %8s %10s %11s %10s %10s\n", "depth", "", "attention", "tokens/s", "MFLOP", "MB",
+              "of limit", "indexer's", "core ms", "of limit");
   Json results = Json::array();
-  for (int64_t depth : depths)
+  for (int64_t depth : depths) {
+    std::list<Depth> ways;
+    auto add = [&](const Way& way, CacheFormat format) {
+      ways.emplace_back(models.at(way.attention()), way, type_of(o.dtype), format, depth, o.chunk);
+    };
+    add({"sparse", Form::sparse}, cache_format(o.cache));
+    if (o.dense) add({"dense", Form::dense}, {}), add({"dense absorbed", Form::dense_absorbed}, {});
     for (int64_t rows : {o.chunk, int64_t(1)}) {
-      std::vector<Way> ways{{"sparse", Form::sparse}};
-      if (o.dense) ways.push_back({"dense", Form::dense});
-      // Absorbed, a pair of a long prompt costs several times what it costs expanded; a token alone reads less.
-      if (o.dense && rows == 1) ways.push_back({"dense absorbed", Form::dense_absorbed});
       std::vector<Json> of_depth;
-      for (const auto& way : ways) of_depth.push_back(measure(models.at(way.attention()), way, o, depth, rows, limits));
+      for (auto& way : ways)
+        // Absorbed, a pair of a long prompt costs several times what it costs expanded; a token alone reads less.
+        if (way.way().form != Form::dense_absorbed || rows == 1) of_depth.push_back(measure(way, o, depth, rows, limits));
       if (o.dense) compare_forms(of_depth);
       for (auto& r : of_depth) results.push_back(r);
     }
+  }
   finish_bench(limits, results, Json::array());
 }
 

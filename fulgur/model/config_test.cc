@@ -136,6 +136,8 @@ TEST(Cost, AStepOfOneRowIsATokenAndOfMoreReadsItsWeightsOnce) {
          many = step_cost(c, form, 0, 100000, bytes);
     EXPECT_NEAR(one.flops / token.flops, 1, 1e-12);
     EXPECT_NEAR(one.bytes / (token.weight_bytes + token.cache_bytes), 1, 1e-12);
+    EXPECT_NEAR(one.core_flops - one.indexer_flops, token.attention_flops, 1);
+    EXPECT_NEAR(one.core_bytes, token.cache_bytes, 1);
     EXPECT_LT(two.flops, 2 * one.flops);  // one head
     EXPECT_LT(two.bytes, 2 * one.bytes);
     EXPECT_LT(many.bytes, 2.0 * double(count_parameters(c).total) + 100000 * token.cache_bytes_per_token);

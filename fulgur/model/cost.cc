@@ -83,9 +83,12 @@ StepCost step_cost(const ModelConfig& c, Form form, int64_t before, int64_t rows
   StepCost out;
   double head = double(c.vocab_size * c.hidden_size), layers = double(c.num_hidden_layers);
   for (int64_t row = 0; row < rows; ++row) {
-    out.flops += token_cost(c, form, before + row + 1, bytes.weight).flops - 2 * head;
+    auto token = token_cost(c, form, before + row + 1, bytes.weight);
+    out.flops += token.flops - 2 * head;
+    out.core_flops += token.attention_flops;
     if (form == Form::sparse) out.indexer_flops += layers * indexer_pair_flops(c, double(before + row + 1));
   }
+  out.core_flops += out.indexer_flops;
   out.flops += 2 * head;
   double moe_layers = double(c.num_hidden_layers - std::min(c.num_hidden_layers, c.first_k_dense_replace));
   double chosen = double(c.num_experts_per_tok), all = double(c.n_routed_experts);
@@ -94,7 +97,8 @@ StepCost step_cost(const ModelConfig& c, Form form, int64_t before, int64_t rows
   out.bytes += moe_layers * (read - chosen) * double(p.expert) * bytes.weight;
   // Each row has its own selection, but there are no more keys than there are.
   double seen = double(before + rows), kept_rows = std::min(seen, double(rows) * kept(c, form, seen));
-  out.bytes += layers * (kept_rows * bytes.key + seen * bytes.index_key);
+  out.core_bytes = layers * (kept_rows * bytes.key + seen * bytes.index_key);
+  out.bytes += out.core_bytes;
   return out;
 }
 

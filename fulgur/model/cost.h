@@ -41,7 +41,8 @@ StoredBytes stored_bytes(const ModelConfig& config, Form form, double bytes);  /
 // weights are read once, of the experts as many as so many rows are likely to choose; so are the keys.
 struct StepCost {
   double flops = 0, bytes = 0;
-  double indexer_flops = 0;  // of flops, the indexer's scores
+  double core_flops = 0, core_bytes = 0;  // of these, attention's scores and values, and the indexer's scores
+  double indexer_flops = 0;               // of core_flops, the indexer's
 };
 StepCost step_cost(const ModelConfig& config, Form form, int64_t before, int64_t rows, const StoredBytes& bytes);
 
