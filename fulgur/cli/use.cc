@@ -26,7 +26,7 @@ struct Options {
   std::string weights_format = "plain", cache = "plain";
   Request request;
   bool draft = true;
-  int64_t tokens = 100000;
+  int64_t tokens = 100000, sequences = 64;
 };
 
 void generate_command(Options o, Common& common) {
@@ -208,6 +208,31 @@ void perplexity_command(const Options& o, bool json) {
   }
 }
 
+// The share of attention's mass that the chosen keys hold, by how a cache keeps the indexer's keys.
+void indexer_command(const Options& o, bool json) {
+  auto folder = find_model(o.model);
+  auto model = load_model(folder);
+  FULGUR_CHECK(model.config().has_indexer(), "[eval] expected a deepseek_v32 model, got ", model.config().model_type);
+  std::filesystem::path data = o.data.empty() ? std::filesystem::path(o.model) / "data" : std::filesystem::path(o.data);
+  int64_t context = o.contexts.empty() ? model.config().max_position_embeddings : o.contexts[0];
+  Json results = Json::object();
+  if (!json) std::printf("%-8s %8s %8s   of each layer\n", "keys", "recall", "mass");
+  for (auto [name, keys] : {std::pair("plain", KeyFormat::plain), {"fp8", KeyFormat::fp8}, {"int8", KeyFormat::int8}}) {
+    const auto& of_layers = results[name] = evaluate_indexer(model, data, context, o.sequences, keys);
+    auto mean = [&](const char* what) {
+      double sum = 0;
+      for (double value : of_layers[what]) sum += value;
+      return sum / double(of_layers[what].size());
+    };
+    if (json) continue;
+    std::printf("%-8s %8.4f %8.5f  ", name, mean("recall"), mean("mass"));
+    for (double mass : of_layers["mass"]) std::printf(" %.5f", mass);
+    std::printf("\n");
+    std::fflush(stdout);
+  }
+  if (json) std::printf("%s\n", Json{{"model", folder.string()}, {"indexer", results}}.dump().c_str());
+}
+
 }  // namespace
 
 void add_generate(CLI::App& app, Common& common) {
@@ -271,6 +296,17 @@ void add_eval(CLI::App& app, Common& common) {
   add_formats(*perplexity, o->weights_format, o->cache);
   perplexity->footer("Example:\n  fulgur eval perplexity --model runs/speedrun --contexts 128 512");
   perplexity->callback([=, &common] { perplexity_command(*o, common.json); });
+  auto* indexer = command->add_subcommand("indexer", "How much of the attention the indexer's keys hold, by the cache's format");
+  indexer->add_option("--model", o->model, "Model folder or run directory")->required();
+  indexer->add_option("--data", o->data, "Folder of token shards with a validation split (default: MODEL/data)");
+  indexer->add_option("--context", o->contexts, "Tokens a sequence (default: the model's)")
+      ->expected(1)
+      ->check(CLI::PositiveNumber);
+  indexer->add_option("--sequences", o->sequences, "Sequences to read at most")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  indexer->footer("Example:\n  fulgur eval indexer --model runs/speedrun");
+  indexer->callback([=, &common] { indexer_command(*o, common.json); });
 }
 
 void add_report(CLI::App& app, Common& common) {

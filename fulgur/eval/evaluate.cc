@@ -35,12 +35,13 @@ Json evaluate_perplexity(const Transformer& model, const std::filesystem::path& 
   return out;
 }
 
-Json evaluate_indexer(const Transformer& model, const std::filesystem::path& data, int64_t context, int64_t sequences) {
+Json evaluate_indexer(const Transformer& model, const std::filesystem::path& data, int64_t context, int64_t sequences,
+                      KeyFormat keys) {
   TokenShards shards(data, "valid");
   Batches batches(shards, context, /*seed=*/0);
   std::vector<IndexerQuality> sum(model.config().num_hidden_layers);
   for (int64_t i = 0; i < std::min(sequences, batches.sequences_per_epoch()); ++i) {
-    auto found = probe_indexer(model, batches.get(i, 1).batch, {});
+    auto found = probe_indexer(model, batches.get(i, 1).batch, {}, keys);
     for (size_t layer = 0; layer < found.size(); ++layer) {
       auto &s = sum[layer], &q = found[layer];
       double rows = double(q.rows);

@@ -16,7 +16,8 @@ Json evaluate_perplexity(const Transformer& model, const std::filesystem::path& 
                          const std::vector<int64_t>& contexts, int64_t tokens, at::ScalarType type, CacheFormat cache = {});
 
 // Means over `sequences` validation sequences: {"recall", "mass", "window_recall", "window_mass"}, each an array, one a layer.
-Json evaluate_indexer(const Transformer& model, const std::filesystem::path& data, int64_t context, int64_t sequences);
+Json evaluate_indexer(const Transformer& model, const std::filesystem::path& data, int64_t context, int64_t sequences,
+                      KeyFormat keys = KeyFormat::plain);
 
 // Seconds of one new token behind `context` others, by form: [{"form", "context", "seconds"}].
 Json measure_cost(const Transformer& model, const std::vector<int64_t>& contexts);

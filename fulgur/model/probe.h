@@ -14,8 +14,9 @@ struct IndexerQuality {
   int64_t rows = 0;
 };
 
-// One entry a main layer. Holds [N, N] a layer: a few thousand rows at most.
-std::vector<IndexerQuality> probe_indexer(const Transformer& model, const Batch& batch, const ForwardOptions& options);
+// One entry a main layer. Holds [N, N] a layer: a few thousand rows at most. `keys`: how a cache would hold the indexer's.
+std::vector<IndexerQuality> probe_indexer(const Transformer& model, const Batch& batch, const ForwardOptions& options,
+                                          KeyFormat keys = KeyFormat::plain);
 
 // The last k visible keys of each row, `sinks` of them the document's first: the baseline an indexer must beat.
 at::Tensor window_selection(const Batch& batch, int64_t k, int64_t sinks);

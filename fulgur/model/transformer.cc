@@ -241,8 +241,10 @@ at::Tensor Transformer::dense_attention(const AttentionWeights& w, const at::Ten
       losses->back().kl_N = ops::indexer_kl_dense(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, q_NHE.detach(), k_SHE.detach(),
                                                   lse_NH, batch.visible_N2, softmax_scale_);
     if (wants_trace && options.trace_scores) {
-      pass.trace()->indexer_scores_NS = ops::indexer_scores(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, batch.visible_N2);
-      pass.trace()->attention_NS = mean_attention(q_NHE, k_SHE, lse_NH, batch.visible_N2, softmax_scale_);
+      auto& trace = *pass.trace();
+      trace.indexer_scores_NS = ops::indexer_scores(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, batch.visible_N2);
+      trace.index_q_NJD = indexer.q_NJD, trace.index_k_ND = indexer.k_ND, trace.index_w_NJ = indexer.w_NJ;
+      trace.attention_NS = mean_attention(q_NHE, k_SHE, lse_NH, batch.visible_N2, softmax_scale_);
     }
   }
   return ops::linear(out_NHV.flatten(1), w.o_proj);

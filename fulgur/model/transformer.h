@@ -80,10 +80,11 @@ struct Replay {
 
 // What a forward pass writes down, one entry a layer (MTP's last). Filled only where asked for.
 struct LayerTrace {
-  at::Tensor hidden_ND, attn_out_ND;  // residual stream behind the layer; attention's output
-  at::Tensor indexer_scores_NS;       // -inf outside the visible keys
-  at::Tensor attention_NS;            // dense attention averaged over heads
-  at::Tensor selected_NK;             // absolute rows, ascending, -1 padding
+  at::Tensor hidden_ND, attn_out_ND;               // residual stream behind the layer; attention's output
+  at::Tensor indexer_scores_NS;                    // -inf outside the visible keys
+  at::Tensor index_q_NJD, index_k_ND, index_w_NJ;  // what dense attention's are made of
+  at::Tensor attention_NS;                         // dense attention averaged over heads
+  at::Tensor selected_NK;                          // absolute rows, ascending, -1 padding
   at::Tensor experts_Nk, expert_weights_Nk;
 };
 using Trace = std::vector<LayerTrace>;
