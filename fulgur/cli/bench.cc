@@ -58,13 +58,14 @@ Json result_json(const std::string& name, const std::string& label, const std::v
           {"flops", flops}, {"bytes", bytes}, {"share", median(shares)}};
 }
 
-void finish_bench(const Limits& limits, Json results, const Json& earlier) {
+void finish_bench(const Limits& limits, Json results, const Json& earlier, const Json& also) {
   for (auto& r : results) r["share_of_best"] = limits.best(r["flops"], r["bytes"]) / r["seconds"].get<double>();
   std::printf("best peaks of the run: %.0f GFLOP/s, %.1f GB/s\n", limits.flops() / 1e9, limits.bandwidth() / 1e9);
   if (!earlier.empty()) compare(results, earlier);
   Json out = {{"machine", machine_json()},
               {"peaks", {{"flops", limits.flops()}, {"bytes_per_second", limits.bandwidth()}}},
               {"results", results}};
+  out.update(also);
   std::printf("%s\n", out.dump().c_str());
 }
 
@@ -291,6 +292,7 @@ void add_bench(CLI::App& app, Common&) {
   train->footer("Example:\n  fulgur bench train --threads 1 --filter sparse");
   train->callback([=] { bench_train(*o); });
   add_bench_model(*command);
+  add_bench_engine(*command);
 }
 
 }  // namespace fulgur::cli

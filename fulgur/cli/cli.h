@@ -35,6 +35,7 @@ void add_eval(CLI::App& app, Common& common);
 void add_report(CLI::App& app, Common& common);
 void add_bench(CLI::App& app, Common& common);
 void add_bench_model(CLI::App& bench);
+void add_bench_engine(CLI::App& bench);
 
 // What --dtype names: f32 or bf16.
 at::ScalarType type_of(const std::string& dtype);

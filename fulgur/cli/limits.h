@@ -66,7 +66,7 @@ inline Sample sample(Limits& limits, double flops, double bytes, const std::func
 Json result_json(const std::string& name, const std::string& label, const std::vector<Sample>& samples, double flops,
                  double bytes);
 
-// The last line of every benchmark; `earlier` results are compared where there are any.
-void finish_bench(const Limits& limits, Json results, const Json& earlier);
+// The last line of every benchmark; `earlier` results are compared where there are any, and `also` goes beside the results.
+void finish_bench(const Limits& limits, Json results, const Json& earlier, const Json& also = Json::object());
 
 }  // namespace fulgur::cli
