@@ -38,6 +38,15 @@ inline void keep([[maybe_unused]] Vec& value) {
 #endif
 }
 
+// What is read at `place` from here on is read behind the making of `value`, and not kept from before.
+inline void follows([[maybe_unused]] int64_t& place, [[maybe_unused]] const Vec& value) {
+#if defined(__AVX512F__)
+  asm("" : "+r"(place) : "v"(value));
+#elif defined(__AVX2__)
+  asm("" : "+r"(place) : "x"(value));
+#endif
+}
+
 // a * b + c, rounded once where the CPU has FMA.
 inline Vec fma(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)

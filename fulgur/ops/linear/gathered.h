@@ -11,7 +11,8 @@
 
 namespace fulgur {
 
-constexpr int64_t kFewRows = 8;  // up to so many heads, products with gathered keys have a kernel of their own
+// Up to so many heads, products with gathered keys have kernels of their own (gathered_kernel.h).
+constexpr int64_t kFewRows = 8, kSomeRows = 32;
 
 // A row of coefficients or dots of K keys, in whole vectors.
 constexpr int64_t padded_keys(int64_t K) { return (K + 15) / 16 * 16; }

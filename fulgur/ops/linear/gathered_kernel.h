@@ -1,5 +1,6 @@
-// Dots of few rows with gathered keys, for kernels.cc files. Turning a key's elements to lie beside those of its neighbours costs
-// as much as eight rows gain by it; here a vector runs along a key, and its lanes are added at the end.
+// Dots of rows with gathered keys, for kernels.cc files. Turning a key's numbers to lie beside those of its neighbours costs as
+// much as eight rows gain by it. Of up to eight rows a vector runs along a key, and its lanes are added at the end; of a few more
+// a vector runs along the rows, and a key's numbers are spread over it where they lie.
 #pragma once
 
 #include "fulgur/ops/linear/gathered.h"
@@ -54,13 +55,101 @@ void gathered_dots(const T* rows, int64_t row_stride, int64_t M, const T* keys, 
   }
 }
 
+// The number at `at`, or that behind it, in every lane.
+inline Vec spread(const float* at, bool next) { return splat(at[next]); }
+inline Vec spread(const uint16_t* at, bool next) {
+  float two;
+  std::memcpy(&two, at, sizeof two);
+  auto both = reinterpret_cast<VecUint>(splat(two));
+  return reinterpret_cast<Vec>(next ? both & 0xffff0000u : both << 16);
+}
+
+// to[key][row] = `length` numbers of Keys keys by the rows of a panel [length][kGemmCols]; those of `next` are asked for.
+template <int Keys, int Vecs, class T>
+inline void dot_spread(const T* const (&at)[Keys], const T* const (&next)[Keys], const float* panel, int64_t length, float* to,
+                       bool add) {
+  Vec acc[Keys][Vecs];
+#pragma GCC unroll 48
+  for (int i = 0; i < Keys * Vecs; ++i) acc[i / Vecs][i % Vecs] = Vec{};
+  int64_t k = 0;
+  for (; k + 2 <= length; k += 2) {
+    if (k * sizeof(T) % 64 == 0)
+#pragma GCC unroll 24
+      for (int i = 0; i < Keys; ++i) __builtin_prefetch(next[i] + k);
+    int64_t place = k;
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half, panel += kGemmCols) {
+      Vec row[2] = {load(panel), load(panel + (Vecs - 1) * kLanes)};
+      keep(row[0]), keep(row[1]);
+#pragma GCC unroll 24
+      for (int i = 0; i < Keys; ++i) {
+        Vec value = spread(at[i] + place, half == 1);
+#pragma GCC unroll 2
+        for (int v = 0; v < Vecs; ++v) acc[i][v] = fma(value, row[v], acc[i][v]);
+      }
+      follows(place, acc[Keys - 1][Vecs - 1]);  // else both halves of all keys are held, in more registers than there are
+    }
+  }
+  if (k < length)
+    for (int i = 0; i < Keys * Vecs; ++i) {
+      Vec& sum = acc[i / Vecs][i % Vecs];
+      sum = fma(splat(widen(at[i / Vecs][k], false)), load(panel + i % Vecs * kLanes), sum);
+    }
+#pragma GCC unroll 48
+  for (int i = 0; i < Keys * Vecs; ++i) {
+    float* place = to + i / Vecs * kGemmCols + i % Vecs * kLanes;
+    store(place, add ? load(place) + acc[i / Vecs][i % Vecs] : acc[i / Vecs][i % Vecs]);
+  }
+}
+
+// As gathered_dots, with the bits of a product that packs.
+template <int Vecs, class T>
+void spread_dots(const T* rows, int64_t row_stride, int64_t M, const T* keys, int64_t key_stride, const int32_t* key,
+                 int64_t count, int64_t length, float* out, int64_t out_stride) {
+  constexpr int kKeys = kGemmRows * 2 / Vecs - 1;  // a register more than a product needs
+  static thread_local std::vector<float> panel, dots;
+  panel.resize(std::max<size_t>(panel.size(), kGemmK * kGemmCols));
+  dots.resize(std::max<size_t>(dots.size(), (count + kKeys + kLanes) * kGemmCols));
+  auto find = [&](int64_t first, const T*(&at)[kKeys]) {
+    for (int i = 0; i < kKeys; ++i) at[i] = keys + key[std::min(first + i, count - 1)] * key_stride;
+  };
+  for (int64_t m = 0; m < M; m += Vecs * kLanes) {
+    for (int64_t k0 = 0; k0 < length; k0 += kGemmK) {
+      int64_t K = std::min<int64_t>(kGemmK, length - k0);
+      GemmParams turned{};
+      turned.b = rows + m * row_stride, turned.b_row = 1, turned.b_col = row_stride;
+      turned.b_type = std::is_same_v<T, float> ? Storage::f32 : Storage::bf16;
+      pack_b<Singles>(turned, k0, K, 0, std::min<int64_t>(M - m, Vecs * kLanes), panel.data());
+      const T *at[kKeys], *next[kKeys];
+      find(0, next);
+      for (int64_t i = 0; i < count; i += kKeys) {
+        std::copy_n(next, kKeys, at);
+        find(i + kKeys, next);
+        for (int j = 0; j < kKeys; ++j) at[j] += k0, next[j] += k0;
+        dot_spread<kKeys, Vecs>(at, next, panel.data(), K, dots.data() + i * kGemmCols, k0 > 0);
+        for (int j = 0; j < kKeys; ++j) next[j] -= k0;
+      }
+    }
+    for (int64_t i = 0; i < count; i += kLanes)
+      for (int v = 0; v < Vecs; ++v) {
+        Vec square[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) square[lane] = load(dots.data() + (i + lane) * kGemmCols + v * kLanes);
+        transpose(square);
+        for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, M - m - v * kLanes); ++lane)
+          store(out + (m + v * kLanes + lane) * out_stride + i, square[lane]);
+      }
+  }
+}
+
 // Rows of A by gathered columns of B: by these dots where the model has few heads, else as any product. Which of them may depend
 // on nothing else, so that few rows and many have the same bits.
 inline void dot_gathered(const GemmParams& p, int64_t heads) {
-  auto dots = [&](auto* rows, auto* keys) {
-    gathered_dots(rows, p.a_row, p.M, keys, p.b_col, p.b_columns, p.N, p.K, static_cast<float*>(p.c), p.c_row);
+  auto dots = [&]<class T>(const T* rows, const T* keys) {
+    auto* some = heads <= kFewRows ? gathered_dots<T> : heads <= kLanes ? spread_dots<1, T> : spread_dots<2, T>;
+    some(rows, p.a_row, p.M, keys, p.b_col, p.b_columns, p.N, p.K, static_cast<float*>(p.c), p.c_row);
   };
-  if (heads > kFewRows) gemm_serial(p);
+  bool in_pairs = kPairs && p.b_type == Storage::bf16;
+  if (heads > (in_pairs ? kFewRows : kSomeRows)) gemm_serial(p);
   else if (p.b_type == Storage::f32) dots(static_cast<const float*>(p.a), static_cast<const float*>(p.b));
   else dots(static_cast<const uint16_t*>(p.a), static_cast<const uint16_t*>(p.b));
 }

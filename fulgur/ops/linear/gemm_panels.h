@@ -211,12 +211,34 @@ void unpack_panels(const GemmParams& p, int64_t k0, int64_t K, int64_t n0, int64
     unpack_panel<Math, Format>(p, n, k0, K, to + (n - n0) / kGemmCols * kGemmCols * words + (n - n0) % kGemmCols, kGemmCols);
 }
 
+// Rows of B as they lie, a line of the cache of each after the other, as panels [panel][K][kGemmCols]; whole vectors only.
+template <class T>
+void pack_rows(const GemmParams& p, int64_t k0, int64_t K, int64_t n0, int64_t n1, float* to) {
+  constexpr int64_t kLine = std::max<int64_t>(64 / sizeof(T), kGemmCols);
+  for (int64_t n = n0; n < n1; n += kLine, to += kLine * K) {
+    const T* b = static_cast<const T*>(p.b) + n;
+    int64_t whole = std::min(kLine, n1 - n) / kLanes * kLanes;
+    for (int64_t k = 0; k < K; ++k) {
+      const T* row = b + row_of_b(p, k0 + k);
+      if (p.b_rows && k + 8 < K) __builtin_prefetch(b + row_of_b(p, k0 + k + 8));
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kLine; i += kLanes)
+        if (i < whole)
+          store(to + i / kGemmCols * kGemmCols * K + k * kGemmCols + i % kGemmCols, load_as_f32(row + i, p.round_b_to_bf16));
+    }
+  }
+}
+
 // Any other B.
 template <class Math>
 void pack_b(const GemmParams& p, int64_t k0, int64_t K, int64_t n0, int64_t n1, float* to) {
   if (p.b_panels == Panels::fp8) return unpack_panels<Math, Fp8>(p, k0, K, n0, n1, to);
+  bool by_rows = Math::kPerWord == 1 && p.b_col == 1 && !p.b_columns && p.b_panels == Panels::none;
+  if (by_rows && p.b_type == Storage::f32) pack_rows<float>(p, k0, K, n0, n1, to);
+  else if (by_rows) pack_rows<uint16_t>(p, k0, K, n0, n1, to);
   for (int64_t n = n0; n < n1; n += kGemmCols, to += kGemmCols * words_of<Math>(K))
     for (int i = 0; i < kGemmCols; i += kLanes) {
+      if (by_rows && n + i + kLanes <= n1) continue;
       if (p.b_type == Storage::f32) pack_lanes<Math, float>(p, k0, K, n + i, n1 - n - i, to + i);
       else pack_lanes<Math, uint16_t>(p, k0, K, n + i, n1 - n - i, to + i);
     }
