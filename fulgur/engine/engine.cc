@@ -124,15 +124,19 @@ void Engine::Loop::run() {
 // New and cancelled requests; waits while there is nothing to do. False: the end.
 bool Engine::Loop::take_orders() {
   std::set<uint64_t> cancelled;
+  bool arrived;
   {
     std::unique_lock lock(mutex_);
     if (running_.empty() && waiting_.empty()) wake_.wait(lock, [&] { return stop_ || !inbox_.empty() || !cancelled_.empty(); });
+    arrived = !inbox_.empty();
     for (auto& sequence : inbox_) waiting_.push_back(std::move(sequence));
     inbox_.clear();
     cancelled.swap(cancelled_);
     if (stop_) return false;
   }
-  std::stable_sort(waiting_.begin(), waiting_.end(), [](const Owned& a, const Owned& b) { return stronger(*a, *b); });
+  if (arrived)
+    std::stable_sort(waiting_.begin(), waiting_.end(), [](const Owned& a, const Owned& b) { return stronger(*a, *b); });
+  if (cancelled.empty()) return true;
   for (auto* list : {&waiting_, &running_})
     for (size_t i = list->size(); i-- > 0;)
       if (Sequence& sequence = *(*list)[i]; cancelled.contains(sequence.id)) finish(remove(sequence), Finish::cancelled);
@@ -152,6 +156,17 @@ bool Engine::Loop::will_share(const Sequence& sequence) const {
   return false;
 }
 
+// Each running sequence keeps two pages, or what it may still need, or it would take those of the newly admitted back.
+int64_t Engine::Loop::kept_to_grow() const {
+  int64_t kept = 0;
+  for (const auto& sequence : running_) {
+    int64_t wanted = std::min(sequence->request.max_tokens, max_context_);
+    int64_t longest = std::min(int64_t(sequence->request.prompt.size()) + wanted, max_context_);
+    kept += std::min<int64_t>(2, pages_for(longest) - int64_t(sequence->held.pages.size()));
+  }
+  return kept;
+}
+
 // The strongest first, as long as there is room; who waits for a text that is being read lets others by.
 void Engine::Loop::admit() {
   for (size_t i = 0; i < waiting_.size() && int64_t(running_.size()) < options_.max_batch;) {
@@ -160,7 +175,7 @@ void Engine::Loop::admit() {
       ++i;
       continue;
     }
-    int64_t kept = 2 * int64_t(running_.size());  // every running sequence keeps two pages to grow, or it would take these back
+    int64_t kept = kept_to_grow();
     if (sequence.id == blocked_ && tree_.available() - kept <= blocked_room_) return;  // no more room than when it did not fit
     auto match = tree_.match(sequence.tokens, sequence.held);
     sequence.computed = int64_t(sequence.held.path.size()) * kPageKeys;

@@ -79,6 +79,7 @@ class Engine::Loop {
   void run();
   bool take_orders();
   void admit();
+  int64_t kept_to_grow() const;
   std::vector<Part> plan();
   void make_room();
   void let_go(Sequence& sequence);
