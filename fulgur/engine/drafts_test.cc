@@ -7,48 +7,11 @@
 namespace fulgur {
 namespace {
 
-ModelConfig with_mtp(ModelConfig c) {
-  c.num_nextn_predict_layers = 1;
-  validate(c, "with MTP");
-  return c;
-}
-
-// A model that likes to go on with token t + stride, and an MTP layer that foresees it: it adds stride to the next token in its
-// turn. `layers` scales what all layers write into the stream: 0: nothing else has a say, and the MTP layer is always right.
-Weights foreseeing(const ModelConfig& c, int64_t stride, double layers, double confidence = 7) {
-  Weights w = init_weights(c, 7);
-  auto embed_VD = w.embed_tokens;
-  embed_VD.div_(embed_VD.square().mean(1, /*keepdim=*/true).sqrt());
-  w.lm_head.copy_(embed_VD.roll(stride, 0) * (confidence / double(c.hidden_size)));
-  MtpWeights& mtp = *w.mtp;
-  mtp.eh_proj.mul_(layers).narrow(1, 0, c.hidden_size).add_(at::eye(c.hidden_size));
-  auto quieten = [&](LayerWeights& layer) {
-    layer.self_attn.o_proj.mul_(layers);
-    if (layer.dense) layer.dense->down_proj.mul_(layers);
-    if (layer.moe) layer.moe->down_proj.mul_(layers), layer.moe->shared_experts.down_proj.mul_(layers);
-  };
-  for (auto& layer : w.layers) quieten(layer);
-  quieten(mtp.layer);
-  return w;
-}
-
 // An MTP layer that always names the token behind the right one.
 Weights mistaken(const ModelConfig& c) {
   Weights w = foreseeing(c, 1, 0);
   w.mtp->head = w.lm_head.roll(1, 0);
   return w;
-}
-
-void expect_same(const Completion& got, const Completion& expected) {
-  EXPECT_EQ(got.finish, expected.finish);
-  EXPECT_EQ(got.error, expected.error);
-  ASSERT_EQ(got.tokens.size(), expected.tokens.size());
-  for (size_t i = 0; i < expected.tokens.size(); ++i) {
-    ASSERT_EQ(got.tokens[i].id, expected.tokens[i].id) << i;
-    ASSERT_EQ(got.tokens[i].log_prob, expected.tokens[i].log_prob) << i;
-    ASSERT_EQ(got.tokens[i].top, expected.tokens[i].top) << i;
-    ASSERT_EQ(got.tokens[i].kept, expected.tokens[i].kept) << i;
-  }
 }
 
 class DraftsTest : public EngineFixture {

@@ -106,6 +106,7 @@ void Engine::Loop::run() {
     try {
       admit();
       make_room();
+      if (options_.check_pages) check_pages();
       if (!running_.empty()) step(plan());
     } catch (const std::exception& error) {  // such as no memory: it must not end the engine
       while (!running_.empty()) finish(remove(*running_.back()), Finish::failed, error.what());
@@ -204,6 +205,13 @@ void Engine::Loop::make_room() {
     while (i < running_.size() && !tree_.grow(running_[i]->held, int64_t(running_[i]->tokens.size()))) preempt(*running_.back());
   for (const auto& sequence : running_)
     if (sequence->draft && !tree_.grow(sequence->held, int64_t(sequence->tokens.size()) + 1)) sequence->draft.reset();
+}
+
+void Engine::Loop::check_pages() const {
+  std::vector<const PageTree::Held*> held;
+  for (const auto* list : {&running_, &waiting_})
+    for (const auto& sequence : *list) held.push_back(&sequence->held);
+  tree_.check(held);
 }
 
 // A row of each sequence that generates (and of its draft), and `chunk` rows of those that read: the least to read first, but a

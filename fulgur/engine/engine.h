@@ -37,6 +37,7 @@ struct EngineOptions {
   int64_t chunk = 256;         // prompt rows of a step, shared by all
   int64_t max_batch = 64;      // sequences at once
   int64_t max_waiting = 1024;  // requests in the queue
+  bool check_pages = false;    // the page tree's accounts before each step, for tests: what runs fails where they are wrong
 };
 
 struct Request {

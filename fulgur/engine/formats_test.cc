@@ -4,16 +4,6 @@
 namespace fulgur {
 namespace {
 
-// Sizes that every format can hold.
-ModelConfig formats_config() {
-  ModelConfig c = small_config();
-  c.vocab_size = 224, c.hidden_size = 64, c.intermediate_size = 96, c.moe_intermediate_size = 32;
-  c.q_lora_rank = 32, c.kv_lora_rank = 160, c.qk_nope_head_dim = 32, c.qk_rope_head_dim = 16, c.v_head_dim = 32;
-  c.index_n_heads = 8, c.index_head_dim = 32, c.num_nextn_predict_layers = 1;
-  validate(c, "formats");
-  return c;
-}
-
 class Formats : public EngineFixture {
  protected:
   Formats() { model = Transformer(formats_config(), init_weights(formats_config(), 7)); }

@@ -82,6 +82,7 @@ class Engine::Loop {
   int64_t kept_to_grow() const;
   std::vector<Part> plan();
   void make_room();
+  void check_pages() const;
   void let_go(Sequence& sequence);
   void preempt(Sequence& sequence);
   void step(std::vector<Part> parts);

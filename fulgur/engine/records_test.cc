@@ -22,9 +22,6 @@ class RecordsTest : public EngineFixture {
   static ForwardOptions plain(const EngineOptions& o) {
     return {.attention = o.dense ? Attention::dense : Attention::sparse, .type = o.bf16 ? at::kBFloat16 : at::kFloat};
   }
-  static at::Tensor of_layer(const Choices& choices, int64_t layer) {
-    return at::tensor(choices.ids, at::kInt).view({choices.layers, choices.positions, choices.k})[layer];
-  }
   // One entry a layer of the model, as Replay wants them.
   Replay replay_of(const Record& record) const {
     Replay replay;
@@ -40,11 +37,9 @@ class RecordsTest : public EngineFixture {
     auto tokens = prompt;
     for (const auto& token : done.tokens) tokens.push_back(token.id);
     const Record& record = done.record;
-    int64_t N = int64_t(tokens.size()) - 1, dense = config.first_k_dense_replace;
+    int64_t N = int64_t(tokens.size()) - 1;
     bool whole = done.finish == Finish::length;
     ASSERT_TRUE(!whole || record.experts.positions == N);
-    ASSERT_EQ(record.experts.layers, config.num_hidden_layers - dense);
-    ASSERT_EQ(record.selected.layers, o.dense ? 0 : config.num_hidden_layers);
     N = record.experts.positions;
     if (N == 0) return;
     Trace trace;
@@ -52,12 +47,8 @@ class RecordsTest : public EngineFixture {
     options.trace = &trace;
     auto batch = pack_documents(at::tensor(tokens, at::kInt).narrow(0, 0, N), {N});
     model.forward(batch, options);
-    auto replay = replay_of(record);
-    for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
-      EXPECT_TRUE(i < dense || at::equal(replay.experts_Nk[i], trace[i].experts_Nk)) << i;
-      EXPECT_TRUE(o.dense || at::equal(replay.selected_NK[i], trace[i].selected_NK)) << i;
-    }
-    if (whole) expect_replayed(batch, prompt, done, replay, plain(o));
+    expect_chosen(record, trace, config, !o.dense);
+    if (whole) expect_replayed(batch, prompt, done, replay_of(record), plain(o));
   }
 
   // Log-probabilities of the generated tokens under the model of another mind, made to repeat the choices: the engine's.

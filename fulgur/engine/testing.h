@@ -5,6 +5,7 @@
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <optional>
@@ -41,9 +42,46 @@ inline ModelConfig packed_config() {
   return c;
 }
 
+// Sizes that every format can hold.
+inline ModelConfig formats_config() {
+  ModelConfig c = small_config();
+  c.vocab_size = 224, c.hidden_size = 64, c.intermediate_size = 96, c.moe_intermediate_size = 32;
+  c.q_lora_rank = 32, c.kv_lora_rank = 160, c.qk_nope_head_dim = 32, c.qk_rope_head_dim = 16, c.v_head_dim = 32;
+  c.index_n_heads = 8, c.index_head_dim = 32, c.num_nextn_predict_layers = 1;
+  validate(c, "formats");
+  return c;
+}
+
+inline ModelConfig with_mtp(ModelConfig c) {
+  c.num_nextn_predict_layers = 1;
+  validate(c, "with MTP");
+  return c;
+}
+
+// A model that likes to go on with token t + stride, and an MTP layer that foresees it: it adds stride to the next token in its
+// turn. `layers` scales what all layers write into the stream: 0: nothing else has a say, and the MTP layer is always right.
+inline Weights foreseeing(const ModelConfig& c, int64_t stride, double layers, double confidence = 7) {
+  Weights w = init_weights(c, 7);
+  auto embed_VD = w.embed_tokens;
+  embed_VD.div_(embed_VD.square().mean(1, /*keepdim=*/true).sqrt());
+  w.lm_head.copy_(embed_VD.roll(stride, 0) * (confidence / double(c.hidden_size)));
+  MtpWeights& mtp = *w.mtp;
+  mtp.eh_proj.mul_(layers).narrow(1, 0, c.hidden_size).add_(at::eye(c.hidden_size));
+  auto quieten = [&](LayerWeights& layer) {
+    layer.self_attn.o_proj.mul_(layers);
+    if (layer.dense) layer.dense->down_proj.mul_(layers);
+    if (layer.moe) layer.moe->down_proj.mul_(layers), layer.moe->shared_experts.down_proj.mul_(layers);
+  };
+  for (auto& layer : w.layers) quieten(layer);
+  quieten(mtp.layer);
+  return w;
+}
+
 inline int64_t page_bytes(const ModelConfig& c, const EngineOptions& o = {}) {
   if (!o.cache.plain())
-    return Cache(c, Attention::sparse, o.bf16 ? at::kBFloat16 : at::kFloat, 1, {.mtp = o.draft, .format = o.cache}).bytes();
+    return Cache(c, Attention::sparse, o.bf16 ? at::kBFloat16 : at::kFloat, 1,
+                 {.mtp = o.draft, .choices = o.record, .format = o.cache})
+        .bytes();
   int64_t values = o.dense ? c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim)
                            : c.kv_lora_rank + c.qk_rope_head_dim + c.index_head_dim;
   int64_t choices = (c.num_hidden_layers - c.first_k_dense_replace) * c.num_experts_per_tok;
@@ -57,36 +95,38 @@ inline std::vector<int32_t> text(RandomStream& random, int64_t length) {
   return tokens;
 }
 
-// Many requests at once, and what became of them.
+// Many requests at once, from any threads, and what became of them.
 class Crowd {
  public:
-  explicit Crowd(Engine& engine) : engine_(engine) {}
+  struct One {
+    Request request;
+    Completion done;
+    bool ended = false;
+  };
+  // With `on_end`, which the engine's thread calls, a request is its when it ends, and not kept.
+  explicit Crowd(Engine& engine, std::function<void(std::shared_ptr<One>)> on_end = {})
+      : engine_(engine),
+        on_end_(std::move(on_end)) {}
   ~Crowd() { wait(); }
   Crowd(const Crowd&) = delete;
   Crowd& operator=(const Crowd&) = delete;
 
   uint64_t submit(Request request, std::function<void(const Event&)> also = {}) {
-    One* one;
+    auto one = std::make_shared<One>();
+    one->request = request;
     {
       std::lock_guard lock(mutex_);
-      one = all_.emplace_back(std::make_unique<One>()).get();
+      if (!on_end_) all_.push_back(one);
       ++open_;
     }
-    one->request = request;
-    auto on_event = [this, one, also = std::move(also)](const Event& event) {
-      if (also) also(event);
-      std::lock_guard lock(mutex_);
-      if (event.token) one->done.tokens.push_back(*event.token);
-      if (!event.finish) return;
-      one->done.finish = *event.finish, one->done.error = event.error;
-      if (event.record) one->done.record = *event.record;
-      --open_;
-      ended_.notify_all();
-    };
     try {
-      return engine_.submit(std::move(request), on_event);
+      return engine_.submit(std::move(request), [this, one, also = std::move(also)](const Event& event) {
+        if (also) also(event);
+        take(one, event);
+      });
     } catch (...) {
       std::lock_guard lock(mutex_);
+      std::erase(all_, one);
       --open_;
       throw;
     }
@@ -95,19 +135,61 @@ class Crowd {
     std::unique_lock lock(mutex_);
     ended_.wait(lock, [&] { return open_ == 0; });
   }
-  struct One {
-    Request request;
-    Completion done;
-  };
-  const std::vector<std::unique_ptr<One>>& all() const { return all_; }
+  const std::vector<std::shared_ptr<One>>& all() const { return all_; }
 
  private:
+  void take(const std::shared_ptr<One>& one, const Event& event) {
+    std::lock_guard lock(mutex_);
+    EXPECT_FALSE(one->ended) << "an event behind the last of request " << event.request;
+    if (event.token) one->done.tokens.push_back(*event.token);
+    if (!event.finish) return;
+    one->ended = true;
+    one->done.finish = *event.finish, one->done.error = event.error, one->done.cached_tokens = event.cached_tokens;
+    if (event.record) one->done.record = *event.record;
+    if (on_end_) on_end_(one);
+    --open_;
+    ended_.notify_all();
+  }
+
   Engine& engine_;
+  std::function<void(std::shared_ptr<One>)> on_end_;
   std::mutex mutex_;
   std::condition_variable ended_;
-  std::vector<std::unique_ptr<One>> all_;
+  std::vector<std::shared_ptr<One>> all_;
   int open_ = 0;
 };
+
+// The first `count` tokens of both, and all that is told of them.
+inline void expect_same_tokens(const Completion& got, const Completion& expected, size_t count) {
+  ASSERT_GE(got.tokens.size(), count);
+  ASSERT_GE(expected.tokens.size(), count);
+  for (size_t i = 0; i < count; ++i) {
+    ASSERT_EQ(got.tokens[i].id, expected.tokens[i].id) << i;
+    ASSERT_EQ(got.tokens[i].log_prob, expected.tokens[i].log_prob) << i;
+    ASSERT_EQ(got.tokens[i].top, expected.tokens[i].top) << i;
+    ASSERT_EQ(got.tokens[i].kept, expected.tokens[i].kept) << i;
+  }
+}
+inline void expect_same(const Completion& got, const Completion& expected) {
+  EXPECT_EQ(got.finish, expected.finish);
+  EXPECT_EQ(got.error, expected.error);
+  ASSERT_EQ(got.tokens.size(), expected.tokens.size());
+  expect_same_tokens(got, expected, got.tokens.size());
+}
+
+inline at::Tensor of_layer(const Choices& choices, int64_t layer) {
+  return at::tensor(choices.ids, at::kInt).view({choices.layers, choices.positions, choices.k})[layer];
+}
+// The record of a text's beginning, where a forward pass over all of it left this trace.
+inline void expect_chosen(const Record& record, const Trace& trace, const ModelConfig& c, bool sparse) {
+  int64_t dense = c.first_k_dense_replace, layers = c.num_hidden_layers, positions = record.experts.positions;
+  ASSERT_EQ(record.experts.layers, layers - dense);
+  ASSERT_EQ(record.selected.layers, sparse ? layers : 0);
+  for (int64_t i = dense; i < layers; ++i)
+    EXPECT_TRUE(at::equal(of_layer(record.experts, i - dense), trace[i].experts_Nk.narrow(0, 0, positions))) << i;
+  for (int64_t i = 0; sparse && i < layers; ++i)
+    EXPECT_TRUE(at::equal(of_layer(record.selected, i), trace[i].selected_NK.narrow(0, 0, positions))) << i;
+}
 
 // Texts that share beginnings, of any length, with three priorities.
 inline std::vector<Request> many_requests() {
@@ -129,9 +211,9 @@ inline std::vector<Request> many_requests() {
 class EngineFixture : public testing::Test {
  protected:
   // The weights and the cache in the engine's formats, the text in one piece.
-  at::Tensor hidden_states(const at::Tensor& tokens, const EngineOptions& o, const Transformer& stored) {
+  at::Tensor hidden_states(const at::Tensor& tokens, const EngineOptions& o, const Transformer& stored, Trace* trace) {
     auto type = o.bf16 ? at::kBFloat16 : at::kFloat;
-    ForwardOptions options{.attention = o.dense ? Attention::dense : Attention::sparse, .type = type};
+    ForwardOptions options{.attention = o.dense ? Attention::dense : Attention::sparse, .type = type, .trace = trace};
     int64_t N = tokens.size(0);
     if (o.cache.plain()) return stored.forward(pack_documents(tokens, {N}), options);
     Cache cache(stored.config(), options.attention, type, pages_for(N), {.format = o.cache});
@@ -151,18 +233,20 @@ class EngineFixture : public testing::Test {
   }
 
   // The forward pass over the finished text: log-probabilities of its generated tokens.
-  std::vector<float> by_hand(const std::vector<int32_t>& prompt, const std::vector<Token>& generated, const EngineOptions& o) {
+  std::vector<float> by_hand(const std::vector<int32_t>& prompt, const std::vector<Token>& generated, const EngineOptions& o,
+                             Trace* trace = nullptr) {
     std::vector<int32_t> all = prompt;
     for (const auto& token : generated) all.push_back(token.id);
     auto tokens = at::tensor(all, at::kInt);
     int64_t N = tokens.size(0), first = int64_t(prompt.size());
     const Transformer& stored = stored_as(o);
-    auto rows = hidden_states(tokens, o, stored).narrow(0, first - 1, N - first);
+    auto rows = hidden_states(tokens, o, stored, trace).narrow(0, first - 1, N - first);
     auto log_prob = ops::log_prob(rows, stored.weights().lm_head, tokens.narrow(0, first, N - first));
     return {log_prob.const_data_ptr<float>(), log_prob.const_data_ptr<float>() + log_prob.numel()};
   }
-  void expect_same_bits(const Crowd::One& one, const EngineOptions& o) {
-    auto expected = by_hand(one.request.prompt, one.done.tokens, o);
+  // From any threads, once stored_as(o) was called.
+  void expect_same_bits(const Crowd::One& one, const EngineOptions& o, Trace* trace = nullptr) {
+    auto expected = by_hand(one.request.prompt, one.done.tokens, o, trace);
     for (size_t i = 0; i < expected.size(); ++i) {
       ASSERT_EQ(one.done.tokens[i].log_prob, expected[i]) << "token " << i << " of a prompt of " << one.request.prompt.size();
       ++compared;
@@ -174,7 +258,7 @@ class EngineFixture : public testing::Test {
 
   c10::AutoGradMode no_grad{false};
   Transformer model{small_config(), init_weights(small_config(), 7)};
-  int64_t compared = 0;
+  std::atomic<int64_t> compared = 0;
   EngineStatistics last;  // of the last crowd
 
  private:
@@ -184,6 +268,7 @@ class EngineFixture : public testing::Test {
 
 inline std::vector<Completion> EngineFixture::crowd_equals_its_forward_passes(EngineOptions options) {
   options.cache_bytes = 10 * page_bytes(model.config(), options), options.chunk = 48, options.max_batch = 6;
+  options.check_pages = true;
   Engine engine(model, options);
   std::vector<Completion> texts;
   {
