@@ -28,8 +28,8 @@ def fulgur(*arguments, **more):
     return done.stdout
 
 
-def tests(name, regex):
-    out = call("ctest", "--test-dir", BUILD, "-R", regex).stdout
+def tests(name, regex, build=BUILD, **more):
+    out = call("ctest", "--test-dir", build, "-R", regex, **more).stdout
     found = re.search(r"(\d+)% tests passed, (\d+) tests failed out of (\d+)", out)
     if not found:
         return check(name, "all pass", "no test ran", False)

@@ -29,6 +29,8 @@ when every check holds. Topics, with what they need beyond the build:
   company   batches that share a prefix; a short request while a prompt of 100K is read (about 5 minutes)
   drafts    texts with drafts and without on the speedrun's model: equal, and how fast (about 5 minutes)
   formats   weights and cache in fp8, int8, int4: equal bits, perplexity, speed (about 15 minutes)
+  soak      20 minutes of random requests in caches too small for them; a minute with address, undefined-behaviour and thread
+            sanitizers, and the engine's other tests (about an hour on two cores, half of it two builds)
   instructions   Callgrind's counts beside bench/callgrind.json (installs valgrind; 3 minutes)
 """
 import hashlib

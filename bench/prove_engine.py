@@ -1,9 +1,11 @@
-"""Topics of ./dev prove about the engine: engine, layer, company, drafts, formats."""
+"""Topics of ./dev prove about the engine: engine, layer, company, drafts, formats, soak."""
 import json
 import math
+import os
+import re
 import statistics
 
-from proof import ROOT, check, fulgur, tests
+from proof import BUILD, ROOT, call, check, fulgur, tests
 
 
 def speedrun():
@@ -168,4 +170,23 @@ def formats():
                   f"{statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})", statistics.median(ratios) >= bar)
 
 
-TOPICS = [engine, layer, company, drafts, formats]
+# The engine's other tests run with the sanitizers too; a build takes most of the time.
+def soak():
+    def seconds(count):
+        return {**os.environ, "FULGUR_SOAK_SECONDS": str(count), "GOMP_SPINCOUNT": "5000"}
+
+    done = call("timeout", 1800, BUILD / "bin/engine_test", "--gtest_filter=Soak.*", env=seconds(1200))
+    print(*(line for line in done.stdout.splitlines() if line.startswith("engine ")), sep="\n", flush=True)
+    found = re.search(r"^soak: (.*)", done.stdout, re.MULTILINE)
+    check("soak: 20 minutes of random arrivals, cancellations, preemptions and evictions", "every text equal, no page lost",
+          found[1] if found else f"exit {done.returncode}: {done.stdout[-1000:]}", done.returncode == 0 and found)
+    for preset, what in (("sanitize", "address and undefined-behaviour sanitizers"), ("threads", "thread sanitizer")):
+        built = call("sh", "-c", f"cmake --preset {preset} && cmake --build --preset {preset} --target engine_test", cwd=ROOT)
+        name = f"soak: a minute of it and the engine's other tests, {what}"
+        if built.returncode:
+            check(name, "clean", f"not built: {(built.stdout + built.stderr)[-500:]}", False)
+        else:
+            tests(name, "^engine: ", ROOT / f"build-{preset}", env=seconds(60))
+
+
+TOPICS = [engine, layer, company, drafts, formats, soak]
