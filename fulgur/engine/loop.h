@@ -14,7 +14,7 @@
 namespace fulgur {
 
 struct Sequence {
-  uint64_t id;
+  uint64_t id = 0;
   Request request;
   OnEvent on_event;
   std::vector<int32_t> tokens;  // the prompt, then what was generated

@@ -203,7 +203,8 @@ void Soak::run(Engine& engine, Crowd& crowd, Ended& ended, double seconds, uint6
 }
 
 void Soak::check(const Crowd::One& one, const EngineOptions& o, Engine& alone, RandomStream& random) {
-  const auto& [request, done, ended] = one;
+  const Request& request = one.request;
+  const Completion& done = one.done;
   ++tally->ends[int(done.finish)], tally->tokens += int64_t(done.tokens.size()), tally->cached_tokens += done.cached_tokens;
   EXPECT_NE(done.finish, Finish::failed) << done.error;
   auto stops = [&](const Token& token) { return std::ranges::count(request.stop_tokens, token.id) > 0; };
