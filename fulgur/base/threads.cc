@@ -35,6 +35,8 @@ int threads() { return g_threads; }
 
 void set_threads(int count) { g_threads = count < 1 ? 1 : count; }
 
+void release_workers() { omp_pause_resource_all(omp_pause_soft); }
+
 void parallel_for(int64_t count, const std::function<void(int64_t)>& task) {
   if (count <= 1 || g_threads == 1 || omp_in_parallel()) {
     for (int64_t i = 0; i < count; ++i) task(i);

@@ -15,4 +15,8 @@ void set_threads(int count);
 // The first exception of a task is rethrown here after all running tasks have ended.
 void parallel_for(int64_t count, const std::function<void(int64_t)>& task);
 
+// Lets the calling thread's workers go, until it needs some again. libgomp keeps a team for each thread that had one; with more
+// threads in all than cores, none of them spins between two tasks, and every parallel_for waits for a thread to wake up.
+void release_workers();
+
 }  // namespace fulgur

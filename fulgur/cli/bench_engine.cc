@@ -86,6 +86,7 @@ Json measure_batch(Engine& engine, const ModelConfig& config, const Options& o, 
   auto prefix = random_text(config, o.prefix, 1);
   auto cost = batch_cost(config, o.prefix + o.tokens / 2, batch);
   auto one = [&](uint64_t turn) {
+    release_workers();  // of the peaks
     Together together(engine);
     for (int64_t i = 0; i < batch; ++i) {
       Request request{.prompt = prefix, .max_tokens = o.tokens, .sampling = {.seed = turn * 1000 + uint64_t(i)}};
@@ -118,6 +119,7 @@ double chunk_seconds(const Engine& engine, const std::atomic<bool>& ended) {
 }
 
 Json measure_first_token(Engine& engine, const ModelConfig& config, const Options& o) {
+  release_workers();
   std::atomic<bool> ended = false;
   uint64_t id = engine.submit({.prompt = random_text(config, o.prompt, 2), .max_tokens = 1}, [&](const Event& event) {
     if (event.finish) ended = true;
@@ -144,7 +146,8 @@ Json measure_first_token(Engine& engine, const ModelConfig& config, const Option
     double chunks = first / std::max(chunk, chunk_seconds(engine, ended));  // of before and behind: the machine is shared
     if (ended) break;
     most = std::max(most, chunks);
-    probes.push_back({{"read", read}, {"chunk_seconds", chunk}, {"first_token_seconds", first}, {"chunks", chunks}, {"steps", steps}});
+    probes.push_back(
+        {{"read", read}, {"chunk_seconds", chunk}, {"first_token_seconds", first}, {"chunks", chunks}, {"steps", steps}});
     std::printf("%12lld %12.0f %12.0f %8.2f %8lld\n", static_cast<long long>(read), chunk * 1e3, first * 1e3, chunks,
                 static_cast<long long>(steps));
     std::fflush(stdout);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "fulgur/base/threads.h"
 #include "fulgur/engine/loop.h"
 
 namespace fulgur {
@@ -66,7 +67,9 @@ Engine::Loop::Loop(Transformer model, const EngineOptions& options)
       max_context_(std::min(context_of(model_.config(), options), pages_ * kPageKeys)),
       cache_(make_cache(model_.config(), options, pages_)),
       tree_(pages_),
-      thread_([this] { run(); }) {}
+      thread_([this] { run(); }) {
+  release_workers();  // of packing: the engine's thread has its own
+}
 
 uint64_t Engine::Loop::submit(Request request, OnEvent on_event) {
   const auto& config = model_.config();
