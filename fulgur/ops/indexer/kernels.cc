@@ -187,12 +187,12 @@ void indexer_select_block(const IndexerParams& p, int64_t first, int64_t last, i
     best[r].start(k);
     end = std::max<int64_t>(end, p.visible[2 * (first + r) + 1]);
   }
-  Queries q = queries_of(p, first, last);
+  bool all = end - begin <= k;  // are chosen: no score matters
+  Queries q = all ? Queries{} : queries_of(p, first, last);
   float scores[kIndexerRows * kIndexerTile] = {};
   for (int64_t key = begin; key < end; key += kIndexerTile) {
     int64_t count = std::min(kIndexerTile, end - key);
-    // Where all keys are chosen, no score matters.
-    if (end - begin > k) score_keys(p, q, first, last, key, count, scores, kIndexerTile);
+    if (!all) score_keys(p, q, first, last, key, count, scores, kIndexerTile);
     for (int64_t r = 0; r < rows; ++r)
       best[r].add(scores + r * kIndexerTile, std::min(count, p.visible[2 * (first + r) + 1] - key), int32_t(key));
   }

@@ -110,8 +110,8 @@ void spread_dots(const T* rows, int64_t row_stride, int64_t M, const T* keys, in
   static thread_local std::vector<float> panel, dots;
   panel.resize(std::max<size_t>(panel.size(), kGemmK * kGemmCols));
   dots.resize(std::max<size_t>(dots.size(), (count + kKeys + kLanes) * kGemmCols));
-  auto find = [&](int64_t first, const T*(&at)[kKeys]) {
-    for (int i = 0; i < kKeys; ++i) at[i] = keys + key[std::min(first + i, count - 1)] * key_stride;
+  auto find = [&](int64_t first, int64_t k0, const T*(&at)[kKeys]) {
+    for (int i = 0; i < kKeys; ++i) at[i] = keys + key[std::min(first + i, count - 1)] * key_stride + k0;
   };
   for (int64_t m = 0; m < M; m += Vecs * kLanes) {
     for (int64_t k0 = 0; k0 < length; k0 += kGemmK) {
@@ -121,13 +121,11 @@ void spread_dots(const T* rows, int64_t row_stride, int64_t M, const T* keys, in
       turned.b_type = std::is_same_v<T, float> ? Storage::f32 : Storage::bf16;
       pack_b<Singles>(turned, k0, K, 0, std::min<int64_t>(M - m, Vecs * kLanes), panel.data());
       const T *at[kKeys], *next[kKeys];
-      find(0, next);
+      find(0, k0, next);
       for (int64_t i = 0; i < count; i += kKeys) {
         std::copy_n(next, kKeys, at);
-        find(i + kKeys, next);
-        for (int j = 0; j < kKeys; ++j) at[j] += k0, next[j] += k0;
+        find(i + kKeys, k0, next);
         dot_spread<kKeys, Vecs>(at, next, panel.data(), K, dots.data() + i * kGemmCols, k0 > 0);
-        for (int j = 0; j < kKeys; ++j) next[j] -= k0;
       }
     }
     for (int64_t i = 0; i < count; i += kLanes)
