@@ -1,7 +1,7 @@
 // A model's prefill and decoding at a depth of context: tokens/s, and the share of what this machine could do.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 
 #include <cstdio>
 #include <list>
@@ -213,7 +213,7 @@ void compare_forms(std::vector<Json>& of_depth) {
 }
 
 void bench_model(const Options& o) {
-  c10::AutoGradMode no_grad(false);
+  c10::InferenceMode inference;
   at::set_num_threads(threads());
   auto depths = depths_of(o.depth);
   auto config = read_config(resource(cat("recipes/shapes/", o.shape, ".json")));
