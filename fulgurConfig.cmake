@@ -7,6 +7,7 @@ find_dependency(nlohmann_json)
 find_dependency(ZLIB)
 find_dependency(PkgConfig)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(GUMBO REQUIRED IMPORTED_TARGET gumbo)
 include(${CMAKE_CURRENT_LIST_DIR}/fulgurTargets.cmake)
 

@@ -26,6 +26,8 @@ struct Common {
 
 void add_speedrun(CLI::App& app, Common& common);
 void add_tokenizer(CLI::App& app, Common& common);
+void add_encode(CLI::App& app, Common& common);
+void add_parse(CLI::App& app, Common& common);
 void add_data(CLI::App& app, Common& common);
 void add_train(CLI::App& app, Common& common);
 void add_forward(CLI::App& app, Common& common);

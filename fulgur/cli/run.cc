@@ -9,6 +9,7 @@
 #include "fulgur/base/error.h"
 #include "fulgur/base/file.h"
 #include "fulgur/base/progress.h"
+#include "fulgur/base/utf8.h"
 #include "fulgur/engine/engine.h"
 #include "fulgur/eval/evaluate.h"
 #include "fulgur/eval/report.h"
@@ -110,7 +111,7 @@ void Run::tokenizer() {
     Splitter splitter(deepseek_patterns(), "deepseek_patterns");
     WordCounts words;
     for_each_document(text_path(), [&](const Document& document) {
-      for (auto piece : splitter.split(document.text)) ++words[std::string(piece)];
+      splitter.split(document.text, [&](std::string_view piece) { ++words[std::string(piece)]; });
     });
     BpeOptions options{.vocab_size = recipe.vocab_size,
                        .min_frequency = 2,

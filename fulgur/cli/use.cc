@@ -3,7 +3,10 @@
 #include <cstdio>
 
 #include "fulgur/base/error.h"
+#include "fulgur/base/file.h"
 #include "fulgur/base/progress.h"
+#include "fulgur/base/python_json.h"
+#include "fulgur/base/utf8.h"
 #include "fulgur/cli/cli.h"
 #include "fulgur/cli/recipe.h"
 #include "fulgur/engine/engine.h"
@@ -12,6 +15,9 @@
 #include "fulgur/eval/report.h"
 #include "fulgur/model/cost.h"
 #include "fulgur/model/names.h"
+#include "fulgur/text/constraint.h"
+#include "fulgur/text/schema.h"
+#include "fulgur/text/stop_text.h"
 #include "fulgur/train/checkpoint.h"
 #include "fulgur/train/plan.h"
 
@@ -25,9 +31,21 @@ struct Options {
   std::vector<int64_t> contexts;
   std::string weights_format = "plain", cache = "plain";
   Request request;
+  std::string schema, regex;
+  std::vector<std::string> stops;
+  bool json_object = false;
   bool draft = true;
   int64_t tokens = 100000, sequences = 64;
 };
+
+// What --json-schema, --json-object or --regex ask for; null: nothing.
+std::shared_ptr<const Constraint> constraint_of(const Options& o, const Tokenizer& tokenizer) {
+  if (o.schema.empty() && !o.json_object && o.regex.empty()) return nullptr;
+  auto grammar = o.json_object      ? json_grammar(/*object=*/true)
+                 : o.schema.empty() ? regex_grammar(o.regex)
+                                    : schema_grammar(parse_python_json(read_file(o.schema), o.schema));
+  return std::make_shared<const Constraint>(std::move(grammar), std::make_shared<const TokenTree>(tokenizer));
+}
 
 void generate_command(Options o, Common& common) {
   auto folder = find_model(o.model);
@@ -40,20 +58,29 @@ void generate_command(Options o, Common& common) {
   options.weights = weight_format(o.weights_format), options.cache = cache_format(o.cache);
   options.draft = o.draft && model.weights().mtp;
   options.max_context = int64_t(prompt.size()) + o.request.max_tokens;
+  o.request.constraint = constraint_of(o, tokenizer);
   Engine engine(std::move(model), options);
-  if (!common.json) std::fputs(o.prompt.c_str(), stdout);
   std::vector<int32_t> made;
+  std::string text;
+  Utf8Stream characters;
+  StopText stop(o.stops);
+  auto say = [&](const std::string& part) {
+    text += part;
+    if (!common.json) std::fputs(part.c_str(), stdout), std::fflush(stdout);
+  };
+  if (!common.json) std::fputs(o.prompt.c_str(), stdout);
   auto start = std::chrono::steady_clock::now();
   complete(engine, o.request, [&](const Event& event) {
-    if (g_stop) engine.cancel(event.request);
-    if (!event.token) return;
+    if (g_stop || stop.stopped()) engine.cancel(event.request);
+    if (!event.token || stop.stopped()) return;
     made.push_back(event.token->id);
-    if (!common.json) std::fputs(tokenizer.decode({made.back()}, /*skip_special=*/true).c_str(), stdout), std::fflush(stdout);
+    say(stop.feed(characters.feed(tokenizer.decode({made.back()}, /*skip_special=*/true))));
+    if (stop.stopped()) engine.cancel(event.request);
   });
+  say(stop.feed(characters.finish())), say(stop.finish());
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   auto statistics = engine.statistics();
   if (common.json) {
-    auto text = valid_utf8(tokenizer.decode(made, true));
     Json said{{"prompt", o.prompt}, {"text", text}, {"ids", made}, {"seconds", seconds}};
     if (options.draft) said["drafted"] = statistics.drafted, said["accepted"] = statistics.accepted;
     std::printf("%s\n", said.dump().c_str());
@@ -253,6 +280,11 @@ void add_generate(CLI::App& app, Common& common) {
       ->capture_default_str();
   command->add_option("--min-p", o->request.sampling.min_p, "Leave out what is less likely than this share of the likeliest")
       ->capture_default_str();
+  auto* schema = command->add_option("--json-schema", o->schema, "JSON Schema in a file: the answer is JSON that fits it")->check(CLI::ExistingFile);
+  auto* object = command->add_flag("--json-object", o->json_object, "The answer is a JSON object");
+  command->add_option("--regex", o->regex, "The answer matches this regular expression")->excludes(schema)->excludes(object);
+  schema->excludes(object);
+  command->add_option("--stop", o->stops, "The answer ends before this text (may be repeated)");
   command->add_option("--seed", o->request.sampling.seed, "Same seed, same text")->capture_default_str();
   command->add_option("--attention", o->attention, "Form of attention")
       ->capture_default_str()

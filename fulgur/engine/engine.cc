@@ -84,10 +84,17 @@ uint64_t Engine::Loop::submit(Request request, OnEvent on_event) {
   FULGUR_CHECK(request.top_log_probs >= 0 && request.top_log_probs <= config.vocab_size,
                "[engine] top_log_probs: expected a number from 0 to ", config.vocab_size, ", got ", request.top_log_probs);
   validate(request.sampling, config.vocab_size);
+  if (const auto& constraint = request.constraint) {
+    FULGUR_CHECK(constraint->vocab_size() <= config.vocab_size, "[engine] constraint: expected a vocabulary of at most ",
+                 config.vocab_size, " tokens, got ", constraint->vocab_size());
+    FULGUR_CHECK(!constraint->complete(constraint->start()) || !request.stop_tokens.empty(),
+                 "[engine] constraint: expected some text, or a stop token, got a constraint that only no text fits");
+  }
   auto sequence = std::make_unique<Sequence>();
   sequence->tokens = request.prompt;
   if (request.sampling.penalises())
     for (int32_t id : request.prompt) sequence->counts.add(id, /*generated=*/false);
+  if (request.constraint) sequence->constrained = request.constraint->start();
   sequence->request = std::move(request), sequence->on_event = std::move(on_event);
   uint64_t id;
   {

@@ -23,6 +23,7 @@
 
 namespace fulgur {
 
+class Constraint;
 class Transformer;
 
 struct EngineOptions {
@@ -46,6 +47,7 @@ struct Request {
   Sampling sampling = {};
   std::vector<int32_t> stop_tokens = {};  // end the text; the token itself is an event too
   int64_t top_log_probs = 0;              // alternatives told with each token
+  std::shared_ptr<const Constraint> constraint = nullptr;  // what the answer must be a text of; stop tokens may end it where it is one
   int priority = 0;                       // larger ones are admitted first, and lose their pages last
 };
 

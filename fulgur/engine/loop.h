@@ -10,6 +10,7 @@
 #include "fulgur/engine/engine.h"
 #include "fulgur/engine/page_tree.h"
 #include "fulgur/model/transformer.h"
+#include "fulgur/text/constraint.h"
 
 namespace fulgur {
 
@@ -23,11 +24,15 @@ struct Sequence {
   int64_t cached_tokens = 0;  // of the prompt, found when it was first admitted
   bool admitted = false;
   TokenCounts counts;
+  int32_t constrained = 0;       // the constraint's state behind the tokens
   std::optional<int32_t> draft;  // a guess at the next token; only where one row is missing
 
   int64_t generated() const { return int64_t(tokens.size() - request.prompt.size()); }
   int64_t missing() const { return int64_t(tokens.size()) - computed; }
 };
+
+// The tokens a sequence's constraint allows next; empty: all.
+TokenMask allowed_next(const Sequence& sequence);
 
 // The choices that lie in these pages for a text's first tokens.
 Record recorded(const Cache& cache, const std::vector<int32_t>& pages, int64_t positions);

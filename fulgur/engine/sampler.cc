@@ -50,7 +50,12 @@ class ByLikelihood {
 std::vector<int32_t> keep(const Sampling& s, std::span<const float> logits, std::span<const double> weight) {
   int64_t V = int64_t(logits.size()), most = s.top_k > 0 ? std::min(s.top_k, V) : V, count = 0;
   std::vector<int32_t> kept;
-  if (most == V && s.top_p >= 1 && s.min_p <= 0) return kept;
+  if (most == V && s.top_p >= 1 && s.min_p <= 0) {
+    bool all = std::none_of(logits.begin(), logits.end(), [](float logit) { return logit == -INFINITY; });
+    for (int32_t token = 0; token < int32_t(V) && !all; ++token)
+      if (logits[token] > -INFINITY) kept.push_back(token);
+    return kept;
+  }
   ByLikelihood order(logits);
   double total = 0, held = 0;
   if (most == V) total = std::accumulate(weight.begin(), weight.end(), 0.0);
@@ -59,6 +64,7 @@ std::vector<int32_t> keep(const Sampling& s, std::span<const float> logits, std:
   for (; count < most; ++count) {
     if (count == int64_t(kept.size())) kept.push_back(order.next());
     double next = weight[kept[count]];
+    if (logits[kept[count]] == -INFINITY) break;
     if (count > 0 && ((s.top_p < 1 && held >= s.top_p * total) || next < s.min_p * weight[kept[0]])) break;
     held += next;
   }
@@ -120,13 +126,16 @@ void penalise(const Sampling& s, const TokenCounts& counts, std::vector<float>& 
   }
 }
 
-Draw draw(std::span<const float> given, const Sampling& s, const TokenCounts& counts, uint64_t position) {
+Draw draw(std::span<const float> given, const Sampling& s, const TokenCounts& counts, uint64_t position,
+          std::span<const uint64_t> allowed) {
   std::vector<float> changed;
   auto logits = given;
-  if (s.penalises() || !s.logit_bias.empty()) {
+  if (s.penalises() || !s.logit_bias.empty() || !allowed.empty()) {
     changed.assign(given.begin(), given.end());
     if (s.penalises()) penalise(s, counts, changed);
     for (auto [token, bias] : s.logit_bias) changed[token] = float(changed[token] + bias);
+    for (size_t token = 0; token < changed.size() && !allowed.empty(); ++token)
+      if (token / 64 >= allowed.size() || !(allowed[token / 64] >> token % 64 & 1)) changed[token] = -INFINITY;
     logits = changed;
   }
   int32_t best = int32_t(std::max_element(logits.begin(), logits.end()) - logits.begin());

@@ -11,7 +11,7 @@
 
 namespace fulgur {
 
-// In the order in which they act: penalties and bias, temperature, top-k, top-p, min-p.
+// In the order in which they act: penalties and bias, what a grammar allows, temperature, top-k, top-p, min-p.
 struct Sampling {
   double temperature = 1;         // 0: the most likely token, of equal ones the smaller id
   int64_t top_k = 0;              // the k most likely; 0: all
@@ -44,8 +44,9 @@ struct Draw {
   int32_t token = 0;
   std::vector<int32_t> kept;  // ascending
 };
-// The `position`th token of the text, counted from 0.
-Draw draw(std::span<const float> logits, const Sampling& sampling, const TokenCounts& counts, uint64_t position);
+// The `position`th token of the text, counted from 0. `allowed`: bit id % 64 of word id / 64; empty: all tokens are.
+Draw draw(std::span<const float> logits, const Sampling& sampling, const TokenCounts& counts, uint64_t position,
+          std::span<const uint64_t> allowed = {});
 
 // The `count` largest logits, larger first, then smaller id.
 std::vector<int32_t> most_likely(std::span<const float> logits, int64_t count);

@@ -46,6 +46,16 @@ std::span<const float> row_of(const at::Tensor& logits_NV, int64_t row) {
 
 }  // namespace
 
+TokenMask allowed_next(const Sequence& sequence) {
+  const auto& request = sequence.request;
+  if (!request.constraint) return {};
+  TokenMask out = *request.constraint->mask(sequence.constrained);
+  if (request.constraint->may_end(sequence.constrained))
+    for (int32_t id : request.stop_tokens)
+      if (size_t(id) / 64 < out.size()) out[id / 64] |= uint64_t(1) << id % 64;
+  return out;
+}
+
 void Engine::Loop::step(std::vector<Part> parts) {
   auto hidden_ND = forward(parts);
   std::vector<Part*> ready;
@@ -90,7 +100,7 @@ void Engine::Loop::sample(std::vector<Part*> ready, const at::Tensor& logits_NV)
       auto row = row_of(logits_NV, ready[i]->logits_row);
       float lse = ops::log_sum_exp(row.data(), int64_t(row.size()));
       if (!std::isfinite(lse)) return;
-      Draw of = draw(row, sequence.request.sampling, sequence.counts, sequence.tokens.size());
+      Draw of = draw(row, sequence.request.sampling, sequence.counts, sequence.tokens.size(), allowed_next(sequence));
       drawn[i] = {{of.token, row[of.token] - lse, {}, std::move(of.kept)}, /*finite=*/true};
       for (int32_t id : most_likely(row, sequence.request.top_log_probs)) drawn[i].token.top.push_back({id, row[id] - lse});
     });
@@ -131,6 +141,10 @@ bool Engine::Loop::accept(Sequence& sequence, Token token) {
   sequence.on_event(
       {.request = sequence.id, .token = &token, .finish = nullptr, .error = "", .cached_tokens = sequence.cached_tokens});
   bool stops = std::find(request.stop_tokens.begin(), request.stop_tokens.end(), token.id) != request.stop_tokens.end();
+  if (request.constraint && !stops) {
+    sequence.constrained = request.constraint->advance(sequence.constrained, token.id);
+    stops = request.stop_tokens.empty() && request.constraint->complete(sequence.constrained);
+  }
   bool full = sequence.generated() >= request.max_tokens || int64_t(sequence.tokens.size()) >= max_context_;
   if (stops || full) finish(remove(sequence), stops ? Finish::stop : Finish::length);
   return !stops && !full;
@@ -166,7 +180,7 @@ void Engine::Loop::draft(const std::vector<Part>& parts, const at::Tensor& hidde
     Sequence& sequence = *drafting[i];
     auto row = row_of(logits_NV, i);
     if (!std::isfinite(ops::log_sum_exp(row.data(), int64_t(row.size())))) return;
-    sequence.draft = draw(row, sequence.request.sampling, sequence.counts, sequence.tokens.size()).token;
+    sequence.draft = draw(row, sequence.request.sampling, sequence.counts, sequence.tokens.size(), allowed_next(sequence)).token;
   });
 }
 

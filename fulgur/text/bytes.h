@@ -7,21 +7,9 @@
 #include <string_view>
 #include <unordered_map>
 
-namespace fulgur {
+#include "fulgur/base/utf8.h"
 
-// Appends the character of a code point.
-inline void append_utf8(std::string& out, uint32_t c) {
-  if (c < 0x80) {
-    out += char(c);
-  } else if (c < 0x800) {
-    out += char(0xc0 | c >> 6), out += char(0x80 | (c & 63));
-  } else if (c < 0x10000) {
-    out += char(0xe0 | c >> 12), out += char(0x80 | (c >> 6 & 63)), out += char(0x80 | (c & 63));
-  } else {
-    out += char(0xf0 | c >> 18), out += char(0x80 | (c >> 12 & 63)), out += char(0x80 | (c >> 6 & 63));
-    out += char(0x80 | (c & 63));
-  }
-}
+namespace fulgur {
 
 // Printable Latin-1 bytes stand for themselves; the other 68 take U+0100 and on, in order.
 inline const std::array<std::string, 256>& byte_characters() {

@@ -6,6 +6,26 @@
 #include "fulgur/base/error.h"
 
 namespace fulgur {
+namespace {
+
+PCRE2_SPTR characters(std::string_view text) { return reinterpret_cast<PCRE2_SPTR>(text.data()); }
+
+// Where a match is told, and what the matcher works on. One a thread.
+struct Workspace {
+  pcre2_match_data* match = pcre2_match_data_create(1, nullptr);
+  pcre2_match_context* context = pcre2_match_context_create(nullptr);
+  pcre2_jit_stack* stack = pcre2_jit_stack_create(32 << 10, 1 << 20, nullptr);
+  Workspace() { pcre2_jit_stack_assign(context, nullptr, stack); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  ~Workspace() {
+    pcre2_match_data_free(match);
+    pcre2_match_context_free(context);
+    pcre2_jit_stack_free(stack);
+  }
+};
+
+}  // namespace
 
 struct Splitter::Impl {
   Impl() = default;
@@ -15,22 +35,23 @@ struct Splitter::Impl {
     for (auto* code : codes) pcre2_code_free(code);
   }
   std::vector<pcre2_code*> codes;
+  std::vector<bool> jit;
 };
 
-Splitter::Splitter(const std::vector<std::string>& patterns, const std::string& name) : impl_(std::make_unique<Impl>()) {
+Splitter::Splitter(const std::vector<std::string>& patterns, const std::string& name)
+    : impl_(std::make_unique<Impl>()), patterns_(patterns.size()) {
   for (const auto& pattern : patterns) {
     int error;
     PCRE2_SIZE offset;
-    auto* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                               PCRE2_UTF | PCRE2_UCP | PCRE2_NO_UTF_CHECK, &error, &offset, nullptr);
+    auto* code = pcre2_compile(characters(pattern), pattern.size(), PCRE2_UTF | PCRE2_UCP | PCRE2_NO_UTF_CHECK, &error, &offset, nullptr);
     if (!code) {
       PCRE2_UCHAR text[256];
       pcre2_get_error_message(error, text, sizeof text);
       throw InputError(cat("[tokenizer] ", name, ": expected a regular expression, got an error at byte ", offset, ": ",
                            reinterpret_cast<char*>(text)));
     }
-    pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
     impl_->codes.push_back(code);
+    impl_->jit.push_back(pcre2_jit_compile(code, PCRE2_JIT_COMPLETE) == 0);
   }
 }
 
@@ -38,34 +59,22 @@ Splitter::~Splitter() = default;
 Splitter::Splitter(Splitter&&) noexcept = default;
 Splitter& Splitter::operator=(Splitter&&) noexcept = default;
 
-std::vector<std::string_view> Splitter::split(std::string_view text) const {
-  std::vector<std::string_view> pieces, next;
-  if (!text.empty()) pieces.push_back(text);
-  for (auto* code : impl_->codes) {
-    auto* match = pcre2_match_data_create_from_pattern(code, nullptr);
-    next.clear();
-    for (auto piece : pieces) {
-      size_t done = 0, at = 0;
-      while (at < piece.size()) {
-        int count =
-            pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(piece.data()), piece.size(), at, PCRE2_NO_UTF_CHECK, match, nullptr);
-        if (count < 0) break;  // no further match (or a limit reached): the rest stays whole
-        PCRE2_SIZE* range = pcre2_get_ovector_pointer(match);
-        if (range[1] == range[0]) {  // an empty match splits nothing
-          at = range[1] + 1;
-          while (at < piece.size() && (piece[at] & 0xc0) == 0x80) ++at;
-          continue;
-        }
-        if (range[0] > done) next.push_back(piece.substr(done, range[0] - done));
-        next.push_back(piece.substr(range[0], range[1] - range[0]));
-        done = at = range[1];
-      }
-      if (done < piece.size()) next.push_back(piece.substr(done));
-    }
-    pcre2_match_data_free(match);
-    pieces.swap(next);
+Splitter::Match Splitter::next(size_t pattern, std::string_view text, size_t from) const {
+  static thread_local Workspace workspace;
+  auto &[match, context, stack] = workspace;
+  const auto* code = impl_->codes[pattern];
+  const PCRE2_SIZE* range = pcre2_get_ovector_pointer(match);
+  while (from < text.size()) {
+    int found = PCRE2_ERROR_JIT_STACKLIMIT;
+    if (impl_->jit[pattern]) found = pcre2_jit_match(code, characters(text), text.size(), from, 0, match, context);
+    if (found == PCRE2_ERROR_JIT_STACKLIMIT)
+      found = pcre2_match(code, characters(text), text.size(), from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, match, context);
+    if (found < 0) break;  // none, or a limit was reached: the rest stays whole
+    if (range[1] > range[0]) return {range[0], range[1]};
+    from = range[1] + 1;  // an empty match splits nothing
+    while (from < text.size() && (text[from] & 0xc0) == 0x80) ++from;
   }
-  return pieces;
+  return {text.size(), text.size()};
 }
 
 }  // namespace fulgur

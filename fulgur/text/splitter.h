@@ -19,12 +19,33 @@ class Splitter {
   Splitter(const Splitter&) = delete;
   Splitter& operator=(const Splitter&) = delete;
 
-  // Views into `text`, which must be valid UTF-8; together they are the whole text.
-  std::vector<std::string_view> split(std::string_view text) const;
+  // each(piece): views into `text`, which must be valid UTF-8; together they are the whole text.
+  template <class Each>
+  void split(std::string_view text, const Each& each) const {
+    if (!text.empty()) split(text, 0, each);
+  }
 
  private:
+  // Where the next match of a pattern begins and ends; both text.size() when there is none.
+  struct Match {
+    size_t begin, end;
+  };
+  Match next(size_t pattern, std::string_view text, size_t from) const;
+
+  template <class Each>
+  void split(std::string_view text, size_t pattern, const Each& each) const {
+    if (pattern == patterns_) return each(text);
+    for (size_t done = 0; done < text.size();) {
+      auto [begin, end] = next(pattern, text, done);
+      if (begin > done) split(text.substr(done, begin - done), pattern + 1, each);
+      if (end > begin) split(text.substr(begin, end - begin), pattern + 1, each);
+      done = end;
+    }
+  }
+
   struct Impl;
   std::unique_ptr<Impl> impl_;
+  size_t patterns_;
 };
 
 }  // namespace fulgur

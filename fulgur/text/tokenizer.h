@@ -9,12 +9,16 @@
 #include <string_view>
 #include <vector>
 
+#include "fulgur/text/prompt.h"
+#include "fulgur/text/vocabulary.h"
+
 namespace fulgur {
 
 class Tokenizer {
  public:
   // Throws InputError that names the file, what was expected and what was found.
   explicit Tokenizer(const std::filesystem::path& tokenizer_json);
+  explicit Tokenizer(Vocabulary vocabulary);
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) = delete;
@@ -24,6 +28,8 @@ class Tokenizer {
   // With parse_special the added tokens' texts become their ids (leftmost, longest); else they are text. Invalid UTF-8
   // is read as U+FFFD, one for each maximal invalid part.
   std::vector<int32_t> encode(std::string_view text, bool parse_special = false) const;
+  // Added tokens become their ids where the format wrote them, and nowhere else.
+  std::vector<int32_t> encode(const Prompt& prompt) const;
   // The text's pieces, as the pattern splits them. For tests.
   std::vector<std::string> split(std::string_view text) const;
   // Bytes, which may end inside a character. Throws InputError on an id outside the vocabulary.
@@ -31,14 +37,12 @@ class Tokenizer {
 
   int32_t vocab_size() const;                // largest id + 1
   int32_t id(std::string_view token) const;  // of an added token's text; -1 when there is none
+  bool is_special(int32_t id) const;
   int32_t byte_length(int32_t id) const;     // bytes the token stands for; 0 for special tokens
 
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-// U+FFFD for each maximal invalid part, as the Unicode standard recommends and Python's errors="replace" does.
-std::string valid_utf8(std::string_view bytes);
 
 }  // namespace fulgur

@@ -8,7 +8,7 @@
 #include "fulgur/base/error.h"
 #include "fulgur/base/file.h"
 #include "fulgur/base/json.h"
-#include "fulgur/text/tokenizer.h"
+#include "fulgur/base/utf8.h"
 
 namespace fulgur {
 namespace fs = std::filesystem;
