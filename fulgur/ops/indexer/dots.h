@@ -33,13 +33,43 @@ inline void weigh(const float* dots, const float* w, int64_t J, int64_t stride, 
   }
 }
 
-// `Heads` heads of one row by a panel of keys [words][kGemmCols]; their dots never leave the registers. `sums` are those
-// of integers (sums_of_integers).
-template <int Heads, class Math = Singles>
-inline void add_heads(const float* q, int64_t words, const float* keys, const float* w, const int32_t* sums, Vec (&total)[2]) {
+// Where add_heads finds kGemmCols keys, word by word: in a panel [words][kGemmCols],
+struct PackedKeys {
+  const float* at;
+  void read(Vec& k0, Vec& k1) {
+    k0 = load(at), k1 = load(at + kLanes);
+    at += kGemmCols;
+  }
+  static void in_order(Vec (&)[2]) {}
+};
+// or in a page of bf16, where two keys share a lane: those of even numbers come first, then the others.
+struct PageKeys {
+  const uint16_t* at;
+  void read(Vec& k0, Vec& k1) {
+    auto bits = reinterpret_cast<VecUint>(load(reinterpret_cast<const float*>(at)));
+    k0 = reinterpret_cast<Vec>(bits << 16), k1 = reinterpret_cast<Vec>(bits & 0xffff0000u);
+    at += kPageKeys;
+  }
+  static void in_order(Vec (&total)[2]) { interleave(total, std::make_index_sequence<kLanes>{}); }
+
+ private:
+  template <size_t... I>
+  static void interleave(Vec (&total)[2], std::index_sequence<I...>) {
+    constexpr int kHalf = kLanes / 2;
+    Vec low = __builtin_shufflevector(total[0], total[1], (I % 2 * kLanes + I / 2)...);
+    total[1] = __builtin_shufflevector(total[0], total[1], (I % 2 * kLanes + kHalf + I / 2)...);
+    total[0] = low;
+  }
+};
+
+// `Heads` heads of one row by kGemmCols keys; their dots never leave the registers. `sums` are those of integers
+// (sums_of_integers).
+template <int Heads, class Math = Singles, class Keys = PackedKeys>
+inline void add_heads(const float* q, int64_t words, Keys keys, const float* w, const int32_t* sums, Vec (&total)[2]) {
   Vec acc[Heads][2] = {};
-  for (int64_t word = 0; word < words; ++word, keys += kGemmCols) {
-    Vec k0 = load(keys), k1 = load(keys + kLanes);
+  for (int64_t word = 0; word < words; ++word) {
+    Vec k0, k1;
+    keys.read(k0, k1);
     keep(k0), keep(k1);
 #pragma GCC unroll 16
     for (int j = 0; j < Heads; ++j) {

@@ -24,20 +24,24 @@ struct Queries {
   const float* row(const IndexerParams& p, int64_t r) const { return words + r * p.J * head; }
 };
 
-// One row's scores with the packed keys of a tile, which have scales where they are integers.
-template <class Math>
-void score_row(const IndexerParams& p, const float* q, int64_t words, const float* w, const int32_t* sums, const float* packed,
+// One row's scores with the keys of a tile, which have scales where they are integers; keys_at(i): where those from the i-th on
+// are.
+template <class Math, class KeysAt>
+void score_row(const IndexerParams& p, const float* q, int64_t words, const float* w, const int32_t* sums, const KeysAt& keys_at,
                const float* scales, int64_t count, float* scores, Ahead ahead) {
-  for (int64_t i = 0; i < count; i += kGemmCols, packed += kGemmCols * words) {
+  for (int64_t i = 0; i < count; i += kGemmCols) {
     Vec total[2] = {};
+    auto keys = keys_at(i);
+    using Keys = decltype(keys);
     int64_t j = 0;
     for (; j + kGemmRows <= p.J; j += kGemmRows) {
       ahead.fetch();
-      add_heads<kGemmRows, Math>(q + j * words, words, packed, w + j, sums + j, total);
+      add_heads<kGemmRows, Math>(q + j * words, words, keys, w + j, sums + j, total);
     }
-    for (; j + 4 <= p.J; j += 4) add_heads<4, Math>(q + j * words, words, packed, w + j, sums + j, total);
-    for (; j + 2 <= p.J; j += 2) add_heads<2, Math>(q + j * words, words, packed, w + j, sums + j, total);
-    for (; j < p.J; ++j) add_heads<1, Math>(q + j * words, words, packed, w + j, sums + j, total);
+    for (; j + 4 <= p.J; j += 4) add_heads<4, Math>(q + j * words, words, keys, w + j, sums + j, total);
+    for (; j + 2 <= p.J; j += 2) add_heads<2, Math>(q + j * words, words, keys, w + j, sums + j, total);
+    for (; j < p.J; ++j) add_heads<1, Math>(q + j * words, words, keys, w + j, sums + j, total);
+    Keys::in_order(total);
     for (int v = 0; v < 2; ++v) {
       int64_t at = i + v * kLanes;
       if (at >= count) continue;
@@ -162,13 +166,21 @@ void score_keys(const IndexerParams& p, const Queries& q, int64_t first, int64_t
       score_long_heads(p, first, last, key + at, keys, scores + at, stride);
       continue;
     }
-    pack_keys(p, key + at, keys, packed.data(), scales);
     Ahead ahead = by_page ? next_page(p, key + at, key + count) : Ahead{};
+    if (by_page && p.format == KeyFormat::plain && p.type == Storage::bf16) {  // read where they lie
+      const auto* page = reinterpret_cast<const uint16_t*>(p.page(key + at));
+      score_row<Singles>(
+          p, q.words, q.head, q.weights, nullptr, [&](int64_t i) { return PageKeys{page + i}; }, nullptr, keys, scores + at,
+          ahead);
+      continue;
+    }
+    pack_keys(p, key + at, keys, packed.data(), scales);
+    auto in_panels = [&](int64_t i) { return PackedKeys{packed.data() + i * q.head}; };
     for (int64_t r = 0; r < rows; ++r) {
       float* to = scores + r * stride + at;
       const float* w = q.weights + r * p.J;
-      if (integers) score_row<IntQuads>(p, q.row(p, r), q.head, w, q.sums + r * p.J, packed.data(), scales, keys, to, ahead);
-      else score_row<Singles>(p, q.row(p, r), q.head, w, nullptr, packed.data(), nullptr, keys, to, ahead);
+      if (integers) score_row<IntQuads>(p, q.row(p, r), q.head, w, q.sums + r * p.J, in_panels, scales, keys, to, ahead);
+      else score_row<Singles>(p, q.row(p, r), q.head, w, nullptr, in_panels, nullptr, keys, to, ahead);
     }
   }
 }
