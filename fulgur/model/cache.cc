@@ -29,7 +29,7 @@ Batch pack_documents(const at::Tensor& tokens_N, const std::vector<int64_t>& len
 int64_t pages_for(int64_t tokens) { return (tokens + kPageKeys - 1) / kPageKeys; }
 
 Cache::Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages, CacheExtras extras) {
-  int64_t S = pages * kPageKeys, H = config.num_attention_heads;
+  int64_t S = pages * kPageKeys, H = config.key_heads();
   auto options = at::TensorOptions().dtype(type);
   FULGUR_CHECK(attention == Attention::sparse || extras.format.plain(),
                "[cache] expected a plain cache for dense attention, got another format\n  hint: --attention sparse");

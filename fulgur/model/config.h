@@ -18,7 +18,9 @@ struct RopeScaling {  // YaRN
 };
 
 struct ModelConfig {
-  std::string model_type = "deepseek_v32";  // deepseek_v3: the same without an indexer
+  // deepseek_v3: the same without an indexer. llama: grouped-query attention instead of MLA, all layers dense; its heads' size is
+  // qk_rope_head_dim and v_head_dim, and what MLA, mixtures and indexers need is 0.
+  std::string model_type = "deepseek_v32";
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t intermediate_size = 0;      // dense layers
@@ -27,6 +29,7 @@ struct ModelConfig {
   int64_t first_k_dense_replace = 0;  // layers below it are dense
   int64_t num_nextn_predict_layers = 0;
   int64_t num_attention_heads = 0;
+  int64_t num_key_value_heads = 0;  // of llama; 0: as many as there are heads
   int64_t q_lora_rank = 0;
   int64_t kv_lora_rank = 0;
   int64_t qk_nope_head_dim = 0;
@@ -47,11 +50,14 @@ struct ModelConfig {
   std::optional<RopeScaling> rope_scaling;
   int64_t max_position_embeddings = 0;
   double initializer_range = 0.02;
-  int64_t bos_token_id = 0;
+  bool tie_word_embeddings = false;  // of llama: the head is the embedding
+  int64_t bos_token_id = 0;          // -1: a text begins with none
   int64_t eos_token_id = 1;
   std::string torch_dtype = "float32";
 
   bool has_indexer() const { return model_type == "deepseek_v32"; }
+  bool has_latents() const { return model_type != "llama"; }  // MLA
+  int64_t key_heads() const { return num_key_value_heads > 0 ? num_key_value_heads : num_attention_heads; }
   bool is_moe(int64_t layer) const { return layer >= first_k_dense_replace; }
 };
 

@@ -56,7 +56,7 @@ TEST(Config, ImpossibleSizesAreNamedInOneLine) {
            {"index_head_dim", 8, "index_head_dim: expected at least qk_rope_head_dim"},
            {"index_topk", 0, "index_topk"},
            {"scoring_func", "softmax", "scoring_func: expected \"sigmoid\", got \"softmax\""},
-           {"model_type", "llama", "model_type: expected deepseek_v32 or deepseek_v3"},
+           {"model_type", "gpt2", "model_type: expected deepseek_v32, deepseek_v3 or llama"},
            {"rope_scaling", Json{{"type", "linear"}}, "rope_scaling.type: expected yarn"}}) {
     Json bad = good;
     bad[key] = value;

@@ -13,8 +13,10 @@ struct LayerParts {
 LayerParts layer_parts(const ModelConfig& c) {
   int64_t H = c.num_attention_heads, D = c.hidden_size, qk = c.qk_nope_head_dim + c.qk_rope_head_dim;
   LayerParts p{};
-  p.attention = D * c.q_lora_rank + c.q_lora_rank + c.q_lora_rank * H * qk + D * (c.kv_lora_rank + c.qk_rope_head_dim) +
-                c.kv_lora_rank + c.kv_lora_rank * H * (c.qk_nope_head_dim + c.v_head_dim) + H * c.v_head_dim * D;
+  if (!c.has_latents()) p.attention = D * (2 * H + 2 * c.key_heads()) * c.v_head_dim;
+  else
+    p.attention = D * c.q_lora_rank + c.q_lora_rank + c.q_lora_rank * H * qk + D * (c.kv_lora_rank + c.qk_rope_head_dim) +
+                  c.kv_lora_rank + c.kv_lora_rank * H * (c.qk_nope_head_dim + c.v_head_dim) + H * c.v_head_dim * D;
   if (c.has_indexer())
     p.indexer =
         c.q_lora_rank * c.index_n_heads * c.index_head_dim + D * c.index_head_dim + D * c.index_n_heads + 2 * c.index_head_dim;
@@ -46,7 +48,7 @@ ParameterCount count_parameters(const ModelConfig& c) {
   int64_t shared = c.n_shared_experts * p.expert, bias = c.n_routed_experts;
   int64_t moe_layer = p.router + bias + c.n_routed_experts * p.expert + shared;
   int64_t active_moe = p.router + bias + c.num_experts_per_tok * p.expert + shared;
-  int64_t common = p.attention + p.indexer + 2 * D, ends = 2 * c.vocab_size * D + D;
+  int64_t common = p.attention + p.indexer + 2 * D, ends = (c.tie_word_embeddings ? 1 : 2) * c.vocab_size * D + D;
   ParameterCount out;
   out.total = ends + L * common + dense * p.dense + moe * moe_layer;
   out.active = ends + L * common + dense * p.dense + moe * active_moe;
@@ -73,7 +75,7 @@ TokenCost token_cost(const ModelConfig& c, Form form, int64_t position, double b
 }
 
 StoredBytes stored_bytes(const ModelConfig& c, Form form, double bytes) {
-  double key = form == Form::dense ? double(c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim))
+  double key = form == Form::dense ? double(c.key_heads() * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim))
                                    : double(c.kv_lora_rank + c.qk_rope_head_dim);
   return {bytes, key * bytes, form == Form::sparse ? double(c.index_head_dim) * bytes : 0};
 }

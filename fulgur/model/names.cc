@@ -17,6 +17,13 @@ void add_mlp(Specs& out, const std::string& prefix, int64_t hidden, int64_t inne
 
 void add_attention(Specs& out, const std::string& prefix, const ModelConfig& c) {
   int64_t H = c.num_attention_heads, D = c.hidden_size;
+  if (!c.has_latents()) {
+    out.push_back({prefix + "q_proj.weight", {H * c.qk_rope_head_dim, D}});
+    out.push_back({prefix + "k_proj.weight", {c.key_heads() * c.qk_rope_head_dim, D}});
+    out.push_back({prefix + "v_proj.weight", {c.key_heads() * c.v_head_dim, D}});
+    out.push_back({prefix + "o_proj.weight", {D, H * c.v_head_dim}});
+    return;
+  }
   out.push_back({prefix + "q_a_proj.weight", {c.q_lora_rank, D}});
   out.push_back({prefix + "q_a_layernorm.weight", {c.q_lora_rank}});
   out.push_back({prefix + "q_b_proj.weight", {H * (c.qk_nope_head_dim + c.qk_rope_head_dim), c.q_lora_rank}});
@@ -51,7 +58,7 @@ std::vector<TensorSpec> tensor_specs(const ModelConfig& c) {
   Specs out{{"model.embed_tokens.weight", {V, D}}};
   for (int64_t i = 0; i < c.num_hidden_layers; ++i) add_layer(out, cat("model.layers.", i, "."), c, c.is_moe(i));
   out.push_back({"model.norm.weight", {D}});
-  out.push_back({"lm_head.weight", {V, D}});
+  if (!c.tie_word_embeddings) out.push_back({"lm_head.weight", {V, D}});
   if (c.num_nextn_predict_layers == 0) return out;
   auto prefix = cat("model.layers.", c.num_hidden_layers, ".");
   out.push_back({prefix + "embed_tokens.weight", {V, D}});

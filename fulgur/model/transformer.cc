@@ -121,6 +121,7 @@ std::pair<at::Tensor, at::Tensor> Transformer::decoder_layer(const LayerWeights&
 
 at::Tensor Transformer::attention(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const {
   const AttentionWeights& w = layer.self_attn;
+  if (w.grouped) return grouped_attention(w, x_ND, index, pass);
   auto latent_NL = ops::rms_norm(ops::linear(x_ND, w.q_a_proj), w.q_a_layernorm, config_.rms_norm_eps);
   return pass.options.attention == Attention::sparse ? sparse_attention(w, x_ND, latent_NL, index, pass)
                                                      : dense_attention(w, x_ND, latent_NL, index, pass);
@@ -248,6 +249,20 @@ at::Tensor Transformer::dense_attention(const AttentionWeights& w, const at::Ten
     }
   }
   return ops::linear(out_NHV.flatten(1), w.o_proj);
+}
+
+// Groups of heads share a head of keys and values, as in Llama. Rotated by halves, as Hugging Face has it.
+at::Tensor Transformer::grouped_attention(const AttentionWeights& w, const at::Tensor& x_ND, int64_t index, Pass& pass) const {
+  const auto& [batch, options, cache, losses, rotation] = pass;
+  int64_t E = config_.v_head_dim;
+  auto heads = [&](const at::Tensor& weight) { return ops::linear(x_ND, weight).view({x_ND.size(0), -1, E}); };
+  auto q_NHE = ops::rope(heads(w.grouped->q_proj), rotation, 0, ops::Pairing::halves);
+  auto k_NGE = ops::rope(heads(w.grouped->k_proj), rotation, 0, ops::Pairing::halves);
+  auto* cached = pass.layer_cache(index);
+  auto k_SGE = with_cached(cached ? &cached->k_SHE : nullptr, batch, k_NGE);
+  auto v_SGE = with_cached(cached ? &cached->v_SHV : nullptr, batch, heads(w.grouped->v_proj));
+  auto out_NHE = std::get<0>(ops::dense_mla(q_NHE, k_SGE, v_SGE, batch.visible_N2, softmax_scale_, batch.pages_P));
+  return ops::linear(out_NHE.flatten(1), w.o_proj);
 }
 
 at::Tensor Transformer::feed_forward(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const {

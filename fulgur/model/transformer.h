@@ -131,6 +131,7 @@ class Transformer {
                               Pass& pass) const;
   at::Tensor dense_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL, int64_t index,
                              Pass& pass) const;
+  at::Tensor grouped_attention(const AttentionWeights& w, const at::Tensor& x_ND, int64_t index, Pass& pass) const;
   at::Tensor feed_forward(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const;
   // One decoder layer on (x, residual); returns the new pair.
   std::pair<at::Tensor, at::Tensor> decoder_layer(const LayerWeights& layer, const at::Tensor& x_ND,

@@ -26,6 +26,17 @@ ModelConfig odd_config() {
   return c;
 }
 
+// Grouped-query attention: six heads share two of keys; the head is the embedding.
+ModelConfig odd_llama() {
+  ModelConfig c;
+  c.model_type = "llama", c.tie_word_embeddings = true;
+  c.vocab_size = 211, c.hidden_size = 44, c.intermediate_size = 70, c.num_hidden_layers = c.first_k_dense_replace = 3;
+  c.num_attention_heads = 6, c.num_key_value_heads = 2, c.qk_rope_head_dim = c.v_head_dim = 10;
+  c.max_position_embeddings = 64, c.initializer_range = 0.2;
+  validate(c, "llama");
+  return c;
+}
+
 std::vector<int32_t> sequence(int64_t index, int64_t length) {
   std::vector<int32_t> tokens;
   for (int64_t i = 0; i < length; ++i) tokens.push_back(int32_t((i * 37 + index * 101 + i * i % 13) % 211));
@@ -35,6 +46,7 @@ std::vector<int32_t> sequence(int64_t index, int64_t length) {
 struct Case {
   Attention attention;
   at::ScalarType type;
+  bool llama = false;
 };
 
 class SameBits : public testing::TestWithParam<Case> {
@@ -72,7 +84,8 @@ class SameBits : public testing::TestWithParam<Case> {
 
   static constexpr int64_t kLength = 83;
   c10::AutoGradMode no_grad{false};
-  Transformer model{odd_config(), init_weights(odd_config(), 7)};
+  ModelConfig config = GetParam().llama ? odd_llama() : odd_config();
+  Transformer model{config, init_weights(config, 7)};
 };
 
 TEST_P(SameBits, InABatchOf1And7And64) {
@@ -89,6 +102,7 @@ TEST_P(SameBits, InOneChunkInChunksOfSevenTokenByToken) {
 
 // The MTP layer's keys lie in the cache's last layer; each row is told the token behind it, which its chunk may not hold.
 TEST_P(SameBits, TheMtpLayerInChunks) {
+  if (!model.weights().mtp) GTEST_SKIP() << "Llama has no MTP layer";
   ForwardOptions options{.attention = GetParam().attention, .type = GetParam().type};
   auto tokens = sequence(0, kLength);
   auto document = pack_documents(at::tensor(tokens, at::kInt), {kLength});
@@ -124,9 +138,11 @@ TEST_P(SameBits, OnOneAndTwoThreads) {
 
 INSTANTIATE_TEST_SUITE_P(Forms, SameBits,
                          testing::Values(Case{Attention::sparse, at::kFloat}, Case{Attention::sparse, at::kBFloat16},
-                                         Case{Attention::dense, at::kFloat}, Case{Attention::dense, at::kBFloat16}),
+                                         Case{Attention::dense, at::kFloat}, Case{Attention::dense, at::kBFloat16},
+                                         Case{Attention::dense, at::kFloat, true}, Case{Attention::dense, at::kBFloat16, true}),
                          [](const auto& info) {
-                           return std::string(info.param.attention == Attention::sparse ? "sparse" : "dense") +
+                           return std::string(info.param.llama ? "llama_" : "") +
+                                  std::string(info.param.attention == Attention::sparse ? "sparse" : "dense") +
                                   (info.param.type == at::kFloat ? "_f32" : "_bf16");
                          });
 
@@ -162,6 +178,17 @@ TEST(Weights, SameSeedSameWeightsAndOfficialNamesComeBackEqual) {
   EXPECT_FALSE(at::equal(exported.at("lm_head.weight"), other.at("lm_head.weight")));
   Weights back = import_weights(config, exported, /*share_mtp=*/true);
   for (auto& [name, tensor] : export_weights(config, back)) EXPECT_TRUE(at::equal(tensor, exported.at(name))) << name;
+}
+
+TEST(Weights, ATiedHeadIsTheEmbeddingAndIsNotWritten) {
+  auto config = odd_llama();
+  Weights weights = init_weights(config, 3);
+  auto exported = export_weights(config, weights);
+  EXPECT_FALSE(exported.contains("lm_head.weight"));
+  EXPECT_TRUE(exported.contains("model.layers.2.self_attn.k_proj.weight"));
+  Weights back = import_weights(config, exported, /*share_mtp=*/true);
+  EXPECT_TRUE(back.lm_head.is_same(back.embed_tokens));
+  EXPECT_TRUE(parse_config(config_json(config), "again").tie_word_embeddings);
 }
 
 }  // namespace

@@ -25,6 +25,13 @@ void visit_mlp(const std::string& prefix, MlpWeights& w, const Visit& visit) {
 }
 
 void visit_attention(const std::string& prefix, AttentionWeights& w, const Visit& visit) {
+  if (w.grouped) {
+    visit(prefix + "q_proj.weight", w.grouped->q_proj);
+    visit(prefix + "k_proj.weight", w.grouped->k_proj);
+    visit(prefix + "v_proj.weight", w.grouped->v_proj);
+    visit(prefix + "o_proj.weight", w.o_proj);
+    return;
+  }
   visit(prefix + "q_a_proj.weight", w.q_a_proj);
   visit(prefix + "q_a_layernorm.weight", w.q_a_layernorm);
   visit(prefix + "q_b_proj.weight", w.q_b_proj);
@@ -58,7 +65,7 @@ void visit_all(Weights& w, const Visit& visit) {
   visit("model.embed_tokens.weight", w.embed_tokens);
   for (size_t i = 0; i < w.layers.size(); ++i) visit_layer(cat("model.layers.", i, "."), w.layers[i], visit);
   visit("model.norm.weight", w.norm);
-  visit("lm_head.weight", w.lm_head);
+  if (!w.tied) visit("lm_head.weight", w.lm_head);
   if (!w.mtp) return;
   auto prefix = cat("model.layers.", w.layers.size(), ".");
   visit(prefix + "embed_tokens.weight", w.mtp->embed_tokens);
@@ -73,6 +80,7 @@ void visit_all(Weights& w, const Visit& visit) {
 LayerWeights empty_layer(const ModelConfig& config, bool moe) {
   LayerWeights layer;
   if (config.has_indexer()) layer.self_attn.indexer.emplace();
+  if (!config.has_latents()) layer.self_attn.grouped.emplace();
   if (moe) layer.moe.emplace();
   else layer.dense.emplace();
   return layer;
@@ -81,6 +89,7 @@ LayerWeights empty_layer(const ModelConfig& config, bool moe) {
 // The structure without tensors: which optional parts there are.
 Weights empty_weights(const ModelConfig& config) {
   Weights w;
+  w.tied = config.tie_word_embeddings;
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) w.layers.push_back(empty_layer(config, config.is_moe(i)));
   if (config.num_nextn_predict_layers > 0) {
     w.mtp.emplace();
@@ -169,6 +178,7 @@ Weights import_weights(const ModelConfig& config, const std::map<std::string, at
     for (int64_t e = 0; e < config.n_routed_experts; ++e) experts.push_back(fetch(expert_name(name, e)));
     tensor = at::stack(experts);
   });
+  if (w.tied) w.lm_head = w.embed_tokens;
   if (share_mtp && w.mtp) w.mtp->embed_tokens = w.embed_tokens, w.mtp->head = w.lm_head;
   return w;
 }
@@ -221,6 +231,7 @@ Weights pack_weights(const ModelConfig& config, Weights weights, at::ScalarType 
     if (!tensor.defined() || tensor.dim() < 2 || stays) return;
     tensor = stored(tensor.detach(), multiplies_f32(name) ? at::kFloat : type, format_of(name, format));
   });
+  if (weights.tied) weights.lm_head = stored(weights.embed_tokens.detach(), type, format_of("lm_head.weight", format));
   if (weights.mtp && !weights.mtp->head.defined()) weights.mtp->head = weights.lm_head;
   return weights;
 }

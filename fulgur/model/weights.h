@@ -24,7 +24,14 @@ struct IndexerWeights {
   at::Tensor weights_proj;         // [J, D]
 };
 
+// Of grouped-query attention, as Llama has it.
+struct GroupedWeights {
+  at::Tensor q_proj;          // [H * E, D]
+  at::Tensor k_proj, v_proj;  // [key heads * E, D]
+};
+
 struct AttentionWeights {
+  std::optional<GroupedWeights> grouped;  // instead of all below but o_proj
   at::Tensor q_a_proj;                    // [Lq, D]
   at::Tensor q_a_layernorm;               // [Lq]
   at::Tensor q_b_proj;                    // [H * E, Lq], each head nope first
@@ -70,6 +77,7 @@ struct Weights {
   std::vector<LayerWeights> layers;
   at::Tensor norm;     // [D]
   at::Tensor lm_head;  // [V, D]
+  bool tied = false;   // lm_head is embed_tokens, and no parameter
   std::optional<MtpWeights> mtp;
 };
 

@@ -64,6 +64,22 @@ TEST_P(AttentionOps, DenseRowsDoNotDependOnChunksBatchOrThreads) {
   }
 }
 
+TEST_P(AttentionOps, HeadsThatShareKeysHaveTheBitsOfKeysOfTheirOwn) {
+  at::manual_seed(3);
+  auto visible = documents({130, 40});
+  for (auto type : {at::kFloat, at::kBFloat16}) {
+    auto q = at::randn({170, 6, 24}).to(type), k = at::randn({170, 2, 24}).to(type), v = at::randn({170, 2, 16}).to(type);
+    auto own = [](const at::Tensor& shared) { return shared.repeat_interleave(3, 1).contiguous(); };
+    auto [out, lse] = dense_mla(q, k, v, visible, 0.3);
+    auto [expected, expected_lse] = dense_mla(q, own(k), own(v), visible, 0.3);
+    EXPECT_TRUE(at::equal(out, expected));
+    EXPECT_TRUE(at::equal(lse, expected_lse));
+    EXPECT_THROW(dense_mla(q, k.narrow(1, 0, 1).repeat({1, 4, 1}), v, visible, 0.3), InputError);
+  }
+  auto q = leaf({5, 2, 8}), k = leaf({5, 1, 8}), v = leaf({5, 1, 8});
+  EXPECT_THROW(std::get<0>(dense_mla(q, k, v, documents({5}), 0.3)).sum().backward(), InputError) << "no gradient for them";
+}
+
 // A causal selection of every third key, the row itself among them, -1 behind.
 at::Tensor every_third(int64_t rows, int64_t k) {
   auto selected = at::full({rows, k}, -1, at::kInt);

@@ -97,7 +97,9 @@ uint64_t next_serial() {
 
 struct Tokenizer::Impl {
   explicit Impl(Vocabulary from)
-      : vocabulary(std::move(from)), merges(vocabulary.merges), splitter(vocabulary.patterns, vocabulary.name) {
+      : vocabulary(std::move(from)),
+        merges(vocabulary.merges),
+        splitter(vocabulary.patterns, vocabulary.name) {
     special.resize(vocabulary.tokens.size());
     for (const auto& token : vocabulary.added) special[token.id] = token.special;
     // Leftmost, then longest: longer texts are tried first.
@@ -114,11 +116,15 @@ struct Tokenizer::Impl {
   std::vector<bool> special;
   MergeTable merges;
   Splitter splitter;
-  std::vector<const AddedToken*> added[256];              // by their first byte, the longest first
+  std::vector<const AddedToken*> added[256];            // by their first byte, the longest first
   std::unordered_map<std::string_view, int32_t> words;  // where a whole piece may be a token
   const uint64_t serial = next_serial();
   static constexpr size_t kShort = 64;
 
+  void add(int32_t id, std::vector<int32_t>& out) const {
+    if (id < 0) id = vocabulary.unknown;
+    if (id >= 0) out.push_back(id);
+  }
   void encode_word(std::string_view word, std::vector<int32_t>& out) const;
   void merge_short(std::string_view word, std::vector<int32_t>& out) const;
   void merge_long(std::string_view word, std::vector<int32_t>& out) const;
@@ -146,7 +152,7 @@ void Tokenizer::Impl::merge_short(std::string_view word, std::vector<int32_t>& o
     if (best > 0) merge[best - 1] = &merges.find(ids[best - 1], ids[best]);
     if (best + 1 < count) merge[best] = &merges.find(ids[best], ids[best + 1]);
   }
-  out.insert(out.end(), ids, ids + count);
+  for (size_t i = 0; i < count; ++i) add(ids[i], out);
 }
 
 // The same of a word so long that looking at all its pairs for each merge would take too long.
@@ -182,7 +188,7 @@ void Tokenizer::Impl::merge_long(std::string_view word, std::vector<int32_t>& ou
     if (left.next >= 0) symbols[left.next].previous = best.at;
     consider(left.previous), consider(best.at);
   }
-  for (int32_t i = symbols.empty() ? -1 : 0; i >= 0; i = symbols[i].next) out.push_back(symbols[i].id);
+  for (int32_t i = symbols.empty() ? -1 : 0; i >= 0; i = symbols[i].next) add(symbols[i].id, out);
 }
 
 void Tokenizer::Impl::encode_word(std::string_view word, std::vector<int32_t>& out) const {
@@ -218,7 +224,8 @@ const AddedToken* Tokenizer::Impl::added_at(std::string_view text, size_t at, bo
 }
 
 // Pass 0 cuts out added tokens that come before normalisation, pass 1 the others; what is between is text.
-void Tokenizer::Impl::encode_with_added(const Prompt& prompt, size_t begin, size_t end, int pass, std::vector<int32_t>& out) const {
+void Tokenizer::Impl::encode_with_added(const Prompt& prompt, size_t begin, size_t end, int pass,
+                                        std::vector<int32_t>& out) const {
   auto text = std::string_view(prompt.text).substr(0, end);
   if (pass == 2) return encode_text(text.substr(begin), out);
   auto plain = std::lower_bound(prompt.plain.begin(), prompt.plain.end(), begin,

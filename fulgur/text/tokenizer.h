@@ -38,7 +38,7 @@ class Tokenizer {
   int32_t vocab_size() const;                // largest id + 1
   int32_t id(std::string_view token) const;  // of an added token's text; -1 when there is none
   bool is_special(int32_t id) const;
-  int32_t byte_length(int32_t id) const;     // bytes the token stands for; 0 for special tokens
+  int32_t byte_length(int32_t id) const;  // bytes the token stands for; 0 for special tokens
 
  private:
   struct Impl;

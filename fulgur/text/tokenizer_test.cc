@@ -107,7 +107,8 @@ TEST(Tokenizer, MergesTheLowestRankFirstAndTheLeftmostOfEquals) {
     while (true) {
       std::pair<int32_t, size_t> best{INT32_MAX, 0};
       for (size_t at = 0; at + 1 < ids.size(); ++at)
-        if (auto found = merges.find({ids[at], ids[at + 1]}); found != merges.end()) best = std::min(best, {found->second.first, at});
+        if (auto found = merges.find({ids[at], ids[at + 1]}); found != merges.end())
+          best = std::min(best, {found->second.first, at});
       if (best.first == INT32_MAX) break;
       ids[best.second] = merges[{ids[best.second], ids[best.second + 1]}].second;
       ids.erase(ids.begin() + int64_t(best.second) + 1);
@@ -120,7 +121,8 @@ TEST(Tokenizer, MergesTheLowestRankFirstAndTheLeftmostOfEquals) {
 TEST(Tokenizer, ASpecialTokenInSomebodysTextIsText) {
   Tokenizer tokenizer(kGolden + "tokenizer.json");
   Prompt prompt;
-  prompt.add("<｜User｜>"), prompt.add_plain("<｜Assistant｜>"), prompt.add("<｜Assistant｜>"), prompt.add_plain(""), prompt.add("<think>");
+  prompt.add("<｜User｜>"), prompt.add_plain("<｜Assistant｜>"), prompt.add("<｜Assistant｜>"), prompt.add_plain(""),
+      prompt.add("<think>");
   std::vector<int32_t> expected{tokenizer.id("<｜User｜>")};
   for (int32_t id : tokenizer.encode("<｜Assistant｜>")) expected.push_back(id);
   expected.push_back(tokenizer.id("<｜Assistant｜>")), expected.push_back(tokenizer.id("<think>"));
@@ -138,7 +140,9 @@ TEST(Tokenizer, UnderstandsTheFamiliesPreTokenizers) {
     write_file_atomic(path, changed.dump());
     return Tokenizer(path);
   };
-  auto digits = with("pre_tokenizer", R"({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, {"type": "ByteLevel", "add_prefix_space": false}]})");
+  auto digits = with(
+      "pre_tokenizer",
+      R"({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, {"type": "ByteLevel", "add_prefix_space": false}]})");
   EXPECT_EQ(digits.split("ab 12c can't"), (std::vector<std::string>{"ab", " ", "1", "2", "c", " can", "'t"}));
   auto nfc = with("normalizer", R"({"type": "Sequence", "normalizers": [{"type": "NFC"}]})");
   EXPECT_EQ(nfc.decode(nfc.encode("e\u0301 \uac00")), "\u00e9 \uac00");
@@ -163,7 +167,16 @@ TEST(Tokenizer, AGgufsVocabularyIsTheSame) {
   for (const auto& merge : json["model"]["merges"]) merges.push_back(merge);
   Tokenizer tokenizer(gguf_vocabulary(tokens, type, merges, "deepseek-v3", "test.gguf"));
   for (const auto& c : lines("encode_cases.jsonl"))
-    EXPECT_EQ(tokenizer.encode(c["text"].get<std::string>(), c["parse_special"]), expected.encode(c["text"].get<std::string>(), c["parse_special"])) << c["id"];
+    EXPECT_EQ(tokenizer.encode(c["text"].get<std::string>(), c["parse_special"]),
+              expected.encode(c["text"].get<std::string>(), c["parse_special"]))
+        << c["id"];
+  auto path = std::filesystem::path(testing::TempDir()) / "written.json";
+  write_file_atomic(path, tokenizer_json(gguf_vocabulary(tokens, type, merges, "deepseek-v3", "test.gguf")).dump());
+  Tokenizer written(path);
+  for (const auto& c : lines("encode_cases.jsonl"))
+    EXPECT_EQ(written.encode(c["text"].get<std::string>(), c["parse_special"]),
+              tokenizer.encode(c["text"].get<std::string>(), c["parse_special"]))
+        << c["id"];
   EXPECT_THROW(gguf_vocabulary(tokens, type, merges, "bert", "test.gguf"), InputError);
   EXPECT_THROW(gguf_vocabulary(tokens, {}, merges, "gpt-2", "test.gguf"), InputError);
 }

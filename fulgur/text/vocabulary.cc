@@ -17,9 +17,11 @@ using Ids = std::unordered_map<std::string, int32_t>;  // by a token's character
 // The GPT-2 pattern, which a ByteLevel pre-tokenizer with use_regex means.
 constexpr const char* kGpt2Pattern = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 constexpr const char* kLlama3Pattern =
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| "
+    "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 constexpr const char* kQwen2Pattern =
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| "
+    "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
 int32_t token_id(const Json& id, const std::string& name) {
   constexpr int32_t kLargest = 1 << 24;
@@ -35,7 +37,8 @@ void read_normalizer(const Json& json, Vocabulary& out) {
     for (const auto& part : json.at("normalizers")) read_normalizer(part, out);
     return;
   }
-  FULGUR_CHECK(type == "NFC", "[tokenizer] ", out.name, ": normalizer: expected none, a Sequence or NFC, got ", json.dump().substr(0, 100));
+  FULGUR_CHECK(type == "NFC", "[tokenizer] ", out.name, ": normalizer: expected none, a Sequence or NFC, got ",
+               json.dump().substr(0, 100));
   out.nfc = true;
 }
 
@@ -85,21 +88,24 @@ void add_tokens(Vocabulary& out, const Ids& ids) {
   }
   for (int b = 0; b < 256; ++b) {
     auto found = ids.find(byte_characters()[b]);
-    FULGUR_CHECK(found != ids.end(), "[tokenizer] ", out.name, ": expected a token for every byte, got none for byte ", b);
-    out.byte_ids.push_back(found->second);
+    bool printable = b >= ' ' && b < 127;
+    FULGUR_CHECK(found != ids.end() || !printable, "[tokenizer] ", out.name,
+                 ": expected a token for every byte, got none for byte ", b);
+    out.byte_ids.push_back(found == ids.end() ? -1 : found->second);
   }
 }
 
 void add_merge(Vocabulary& out, const Ids& ids, const std::string& left, const std::string& right) {
   auto a = ids.find(left), b = ids.find(right), joined = ids.find(left + right);
-  FULGUR_CHECK(a != ids.end() && b != ids.end() && joined != ids.end(), "[tokenizer] ", out.name, ": expected the tokens of merge ",
-               out.merges.size(), " in the vocabulary, got ", left, " and ", right);
+  FULGUR_CHECK(a != ids.end() && b != ids.end() && joined != ids.end(), "[tokenizer] ", out.name,
+               ": expected the tokens of merge ", out.merges.size(), " in the vocabulary, got ", left, " and ", right);
   out.merges.push_back({a->second, b->second, joined->second});
 }
 
 void add_merge(Vocabulary& out, const Ids& ids, const std::string& both) {
   auto space = both.find(' ', 1);
-  FULGUR_CHECK(space != std::string::npos, "[tokenizer] ", out.name, ": expected a merge of two tokens, got ", both.substr(0, 100));
+  FULGUR_CHECK(space != std::string::npos, "[tokenizer] ", out.name, ": expected a merge of two tokens, got ",
+               both.substr(0, 100));
   add_merge(out, ids, both.substr(0, space), both.substr(space + 1));
 }
 
@@ -109,9 +115,12 @@ void read_model(const Json& model, Vocabulary& out, Ids& ids) {
   for (const char* option : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"})
     FULGUR_CHECK(!model.contains(option) || model[option].is_null() || model[option] == "" || model[option] == 0, "[tokenizer] ",
                  out.name, ": model.", option, ": expected none, got ", model[option].dump());
-  FULGUR_CHECK(!model.value("byte_fallback", false), "[tokenizer] ", out.name, ": model.byte_fallback: expected a byte-level BPE, got true");
+  FULGUR_CHECK(!model.value("byte_fallback", false), "[tokenizer] ", out.name,
+               ": model.byte_fallback: expected a byte-level BPE, got true");
   out.whole_words = model.value("ignore_merges", false);
   for (const auto& [token, id] : model.at("vocab").items()) ids[token] = token_id(id, out.name);
+  if (model.contains("unk_token") && model["unk_token"].is_string())
+    if (auto unknown = ids.find(model["unk_token"].get<std::string>()); unknown != ids.end()) out.unknown = unknown->second;
 }
 
 Vocabulary vocabulary_of(const Json& json, const std::string& name) {
@@ -147,23 +156,68 @@ Vocabulary read_tokenizer_json(const std::filesystem::path& path) {
   }
 }
 
+Json tokenizer_json(const Vocabulary& v) {
+  auto characters = [](const std::string& bytes) {
+    std::string out;
+    for (char byte : bytes) out += byte_characters()[uint8_t(byte)];
+    return out;
+  };
+  Json vocab = Json::object(), merges = Json::array(), added = Json::array(), parts = Json::array();
+  std::vector<bool> is_added(v.tokens.size());
+  for (const auto& token : v.added) is_added[token.id] = true;
+  for (size_t id = 0; id < v.tokens.size(); ++id)
+    if (v.known[id]) vocab[is_added[id] ? v.tokens[id] : characters(v.tokens[id])] = id;
+  for (const auto& merge : v.merges) merges.push_back(characters(v.tokens[merge.left]) + " " + characters(v.tokens[merge.right]));
+  for (const auto& token : v.added)
+    added.push_back({{"id", token.id},
+                     {"content", token.text},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", token.normalized},
+                     {"special", token.special}});
+  for (const auto& pattern : v.patterns)
+    parts.push_back({{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", false}});
+  Json bytes{{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
+  parts.push_back(bytes);
+  return {{"version", "1.0"},
+          {"truncation", nullptr},
+          {"padding", nullptr},
+          {"added_tokens", added},
+          {"normalizer", v.nfc ? Json{{"type", "NFC"}} : Json()},
+          {"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", parts}}},
+          {"post_processor", nullptr},
+          {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
+          {"model",
+           {{"type", "BPE"},
+            {"dropout", nullptr},
+            {"unk_token", nullptr},
+            {"continuing_subword_prefix", nullptr},
+            {"end_of_word_suffix", nullptr},
+            {"fuse_unk", false},
+            {"byte_fallback", false},
+            {"ignore_merges", v.whole_words},
+            {"vocab", vocab},
+            {"merges", merges}}}};
+}
+
 Vocabulary gguf_vocabulary(const std::vector<std::string>& tokens, const std::vector<int32_t>& type,
                            const std::vector<std::string>& merges, const std::string& pre, const std::string& name) {
   static const std::map<std::string, std::vector<std::string>> kPatterns{
-      {"gpt-2", {kGpt2Pattern}},          {"default", {kGpt2Pattern}},          {"smollm", {"\\p{N}", kGpt2Pattern}},
-      {"llama-bpe", {kLlama3Pattern}},    {"llama3", {kLlama3Pattern}},         {"qwen2", {kQwen2Pattern}},
+      {"gpt-2", {kGpt2Pattern}},           {"default", {kGpt2Pattern}},  {"smollm", {"\\p{N}", kGpt2Pattern}},
+      {"llama-bpe", {kLlama3Pattern}},     {"llama3", {kLlama3Pattern}}, {"qwen2", {kQwen2Pattern}},
       {"deepseek-v3", deepseek_patterns()}};
   auto patterns = kPatterns.find(pre);
   FULGUR_CHECK(patterns != kPatterns.end(), "[tokenizer] ", name,
                ": tokenizer.ggml.pre: expected gpt-2, smollm, llama-bpe, qwen2 or deepseek-v3, got ", pre);
-  FULGUR_CHECK(!tokens.empty() && type.size() == tokens.size(), "[tokenizer] ", name, ": expected a type for each of ", tokens.size(),
-               " tokens, got ", type.size());
+  FULGUR_CHECK(!tokens.empty() && type.size() == tokens.size(), "[tokenizer] ", name, ": expected a type for each of ",
+               tokens.size(), " tokens, got ", type.size());
   Vocabulary out;
   Ids ids;
   out.name = name;
   for (size_t i = 0; i < tokens.size(); ++i) {
-    FULGUR_CHECK(ids.try_emplace(tokens[i], int32_t(i)).second, "[tokenizer] ", name, ": expected each token once, got ", tokens[i],
-                 " twice");
+    FULGUR_CHECK(ids.try_emplace(tokens[i], int32_t(i)).second, "[tokenizer] ", name, ": expected each token once, got ",
+                 tokens[i], " twice");
     if (type[i] == 3 || type[i] == 4) out.added.push_back({tokens[i], int32_t(i), type[i] == 3, false});
   }
   make_room(out, int32_t(tokens.size()) - 1, tokens.size());

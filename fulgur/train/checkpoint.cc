@@ -2,6 +2,8 @@
 
 #include "fulgur/base/error.h"
 #include "fulgur/io/safetensors.h"
+#include "fulgur/model/gguf_model.h"
+#include "fulgur/model/published.h"
 
 namespace fulgur {
 namespace fs = std::filesystem;
@@ -17,8 +19,16 @@ void save_checkpoint(const fs::path& folder, Transformer& model, const Optimizer
   writer.commit(state);
 }
 
+namespace {
+
+bool is_gguf(const fs::path& path) { return path.extension() == ".gguf" && !fs::is_directory(path); }
+
+}  // namespace
+
 fs::path find_model(const fs::path& path, const std::string& stage) {
-  FULGUR_CHECK(fs::is_directory(path), "[model] ", path.string(), ": expected a model folder or a run directory, got none");
+  if (is_gguf(path)) return path;
+  FULGUR_CHECK(fs::is_directory(path), "[model] ", path.string(),
+               ": expected a model folder, a run directory or a GGUF file, got none");
   if (fs::exists(path / "config.json")) return path;
   for (std::string candidate : {"sparse", "warmup", "pretrain"})
     if (stage.empty() || stage == candidate)
@@ -28,10 +38,23 @@ fs::path find_model(const fs::path& path, const std::string& stage) {
 }
 
 Transformer load_model(const fs::path& folder, bool share_mtp, const Json& changes) {
+  if (is_gguf(folder)) {
+    Gguf file(folder);
+    auto config = gguf_config(file);
+    return Transformer(config, import_weights(config, gguf_tensors(file, config), share_mtp));
+  }
   Json json = read_json(folder / "config.json");
   for (const auto& [key, value] : changes.items()) json[key] = value;
   auto config = parse_config(json, (folder / "config.json").string());
-  return Transformer(config, import_weights(config, read_weights(folder), share_mtp));
+  return Transformer(config, import_weights(config, unpublished(read_weights(folder)), share_mtp));
+}
+
+ModelConfig load_config(const fs::path& model) {
+  return is_gguf(model) ? gguf_config(Gguf(model)) : read_config(model / "config.json");
+}
+
+Tokenizer load_tokenizer(const fs::path& model) {
+  return is_gguf(model) ? Tokenizer(gguf_vocabulary(Gguf(model))) : Tokenizer(model / "tokenizer.json");
 }
 
 }  // namespace fulgur

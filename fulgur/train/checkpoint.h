@@ -6,6 +6,7 @@
 #include <string>
 
 #include "fulgur/model/transformer.h"
+#include "fulgur/text/tokenizer.h"
 #include "fulgur/train/checkpoint_files.h"
 #include "fulgur/train/optimizer.h"
 
@@ -15,10 +16,12 @@ namespace fulgur {
 void save_checkpoint(const std::filesystem::path& folder, Transformer& model, const Optimizer* optimizer,
                      const std::filesystem::path& tokenizer, const CheckpointState& state);
 
-// The folder itself when it is a model; of a run directory the newest whole checkpoint (of `stage` where given).
+// A GGUF file, or the folder itself when it is a model; of a run directory the newest whole checkpoint (of `stage` where given).
 std::filesystem::path find_model(const std::filesystem::path& path, const std::string& stage = "");
 
-// `changes` are keys of config.json that take the place of the folder's.
-Transformer load_model(const std::filesystem::path& model_folder, bool share_mtp = true, const Json& changes = Json::object());
+// Of what find_model gives. `changes` are keys of config.json that take the place of the folder's.
+Transformer load_model(const std::filesystem::path& model, bool share_mtp = true, const Json& changes = Json::object());
+ModelConfig load_config(const std::filesystem::path& model);
+Tokenizer load_tokenizer(const std::filesystem::path& model);
 
 }  // namespace fulgur

@@ -11,7 +11,8 @@ bool same(const Message& a, const Message& b) {
 }
 
 Message streamed(std::string_view text, ThinkingMode mode, size_t part) {
-  StreamParser parser(mode, [](const Delta& delta) { promise(invalid_utf8(delta.text) == delta.text.size(), "deltas are whole characters"); });
+  StreamParser parser(
+      mode, [](const Delta& delta) { promise(invalid_utf8(delta.text) == delta.text.size(), "deltas are whole characters"); });
   for (; text.size() > part; text.remove_prefix(part)) parser.feed(text.substr(0, part));
   parser.feed(text);
   parser.finish();
@@ -31,7 +32,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     for (const auto& said : {whole.reasoning_content, whole.content})
       fuzz::promise(said.find(v32::kMarker) == std::string::npos, "no marker is among the text");
     bool valid = invalid_utf8(text) == size;
-    if (fuzz::accepts([&] { strict = parse_v32(text, mode); }) && valid) fuzz::promise(fuzz::same(whole, strict), "what is well formed is read strictly");
+    if (fuzz::accepts([&] { strict = parse_v32(text, mode); }) && valid)
+      fuzz::promise(fuzz::same(whole, strict), "what is well formed is read strictly");
   }
   return 0;
 }

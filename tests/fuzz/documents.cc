@@ -1,6 +1,7 @@
 // Inputs: what `data pack` is given. The same bytes are read as JSON Lines, HTML and text, and as gzip where they say so.
 #include "fulgur/train/data/documents.h"
 
+#include "fulgur/base/utf8.h"
 #include "fulgur/text/tokenizer.h"
 #include "tests/fuzz/fuzz.h"
 

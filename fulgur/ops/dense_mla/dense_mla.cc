@@ -14,8 +14,9 @@ using Backward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&
                                                     const Tensor&, const Tensor&, double);
 
 void check(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible, const PagedKeys& keys) {
-  FULGUR_CHECK(q.dim() == 3 && k.dim() == 3 && v.dim() == 3 && q.size(1) == k.size(1) && q.size(2) == k.size(2),
-               "[dense_mla] expected q [N, H, E] and k [S, H, E], got ", q.sizes(), " and ", k.sizes());
+  FULGUR_CHECK(
+      q.dim() == 3 && k.dim() == 3 && v.dim() == 3 && k.size(1) > 0 && q.size(1) % k.size(1) == 0 && q.size(2) == k.size(2),
+      "[dense_mla] expected q [N, H, E] and k [S, H or a part of it, E], got ", q.sizes(), " and ", k.sizes());
   FULGUR_CHECK(v.size(0) == k.size(0) && v.size(1) == k.size(1), "[dense_mla] expected v [", k.size(0), ", ", k.size(1),
                ", V], got ", v.sizes());
   FULGUR_CHECK(q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type(),
@@ -33,6 +34,7 @@ DenseMlaParams params_of(const Tensor& q, const Tensor& k, const Tensor& v, cons
           .out = const_cast<void*>(out.const_data_ptr()),
           .lse = const_cast<float*>(lse.const_data_ptr<float>()),
           .H = q.size(1),
+          .G = k.size(1),
           .E = q.size(2),
           .V = v.size(2),
           .scale = float(scale),
@@ -73,6 +75,9 @@ std::tuple<Tensor, Tensor, Tensor> dense_mla_backward_cpu(const Tensor& dout_in,
                                                           const Tensor& v_in, const Tensor& visible_in, const Tensor& out_in,
                                                           const Tensor& lse_in, double scale) {
   auto visible = visible_in.contiguous(), q = q_in.contiguous(), k = k_in.contiguous(), v = v_in.contiguous();
+  FULGUR_CHECK(q.size(1) == k.size(1),
+               "[dense_mla] expected as many heads of keys as of queries where a gradient is wanted, got ", k.size(1), " and ",
+               q.size(1));
   auto dout = dout_in.to(q.scalar_type()).contiguous(), out = out_in.contiguous(), lse = lse_in.contiguous();
   auto f32 = q.options().dtype(at::kFloat);
   auto dq = at::zeros(q.sizes(), f32), dk = at::zeros(k.sizes(), f32), dv = at::zeros(v.sizes(), f32);

@@ -47,9 +47,9 @@ int64_t first_seeing(const DenseMlaParams& p, int64_t first, const Block& block,
 // Scaled scores of one tile for rows [from, rows), -inf beyond each row's end and beyond the tile's keys.
 void score_tile(const DenseMlaParams& p, int64_t head, int64_t first, const Block& block, int64_t from, int64_t key,
                 float* scores) {
-  int64_t keys = std::min(kTile, block.end - key), row_stride = p.H * p.E;
-  rows_dot_rows(element(p.q, p.type, ((first + from) * p.H + head) * p.E), row_stride,
-                element(p.k, p.type, (row_of_key(p.pages, key) * p.H + head) * p.E), row_stride, p.type, block.rows - from, keys,
+  int64_t keys = std::min(kTile, block.end - key), group = head / (p.H / p.G);
+  rows_dot_rows(element(p.q, p.type, ((first + from) * p.H + head) * p.E), p.H * p.E,
+                element(p.k, p.type, (row_of_key(p.pages, key) * p.G + group) * p.E), p.G * p.E, p.type, block.rows - from, keys,
                 p.E, scores + from * kTile);
   for (int64_t r = from; r < block.rows; ++r) {
     int64_t seen = std::clamp<int64_t>(p.visible[2 * (first + r) + 1] - key, 0, kTile);
@@ -99,14 +99,14 @@ void dense_mla_block(const DenseMlaParams& p, int64_t head, int64_t first, int64
       for (int64_t d = 0; d < p.V; ++d) sums[r * p.V + d] *= factor;
     }
     gemm_serial({.a = scores + from * kTile,
-                 .b = element(p.v, p.type, (row_of_key(p.pages, key) * p.H + head) * p.V),
+                 .b = element(p.v, p.type, (row_of_key(p.pages, key) * p.G + head / (p.H / p.G)) * p.V),
                  .c = sums + from * p.V,
                  .M = block.rows - from,
                  .N = p.V,
                  .K = keys,
                  .a_row = kTile,
                  .a_col = 1,
-                 .b_row = p.H * p.V,
+                 .b_row = p.G * p.V,
                  .b_col = 1,
                  .c_row = p.V,
                  .b_type = p.type,

@@ -9,12 +9,12 @@ namespace fulgur {
 
 struct DenseMlaParams {
   const void* q;           // [N, H, E]
-  const void* k;           // [S, H, E]
-  const void* v;           // [S, H, V]
+  const void* k;           // [S, G, E]
+  const void* v;           // [S, G, V]
   const int32_t* visible;  // [N, 2]
   void* out;               // [N, H, V]
   float* lse;              // [N, H]
-  int64_t H, E, V;
+  int64_t H, G, E, V;      // G divides H; the backward pass wants H
   float scale;
   Storage type;                    // of q, k, v, out
   const int32_t* pages = nullptr;  // where keys lie, every range beginning with one; forward only
