@@ -41,6 +41,19 @@ def python():
     return own if own.exists() else pathlib.Path(sys.executable)
 
 
+# A Python with these packages of PyPI's, in a folder of the build's.
+def pip_python(*packages, dependencies=True):
+    folder = BUILD / "pip" / "-".join(re.sub(r"[^a-z0-9.]+", "_", package) for package in packages)
+    own = folder / "bin/python"
+    if not own.exists():
+        call(sys.executable, "-m", "venv", folder, check=True)
+        done = call(own, "-m", "pip", "install", "-q", *(() if dependencies else ("--no-deps",)), *packages)
+        if done.returncode:
+            shutil.rmtree(folder)
+            raise SystemExit(f"pip install {' '.join(packages)}: {done.stderr[-1000:]}")
+    return own
+
+
 def run_anew(out, *flags):
     shutil.rmtree(out, ignore_errors=True)
     fulgur("speedrun", "--out", out, *flags)

@@ -31,6 +31,9 @@ when every check holds. Topics, with what they need beyond the build:
   formats   weights and cache in fp8, int8, int4: equal bits, perplexity, speed (about 15 minutes)
   soak      20 minutes of random requests in caches too small for them; a minute with address, undefined-behaviour and thread
             sanitizers, and the engine's other tests (about an hour on two cores, half of it two builds)
+  text      DeepSeek-V3.2's prompts and completions, tokenizers; speed beside Hugging Face's (runs the speedrun where there is none)
+  constrained    2,000 answers of a random-weight model under 200 JSON Schemas, under jsonschema; the time a mask takes
+  smollm2   a real model out of a GGUF beside transformers' logits and texts (fetches 93 MB)
   instructions   Callgrind's counts beside bench/callgrind.json (installs valgrind; 3 minutes)
 """
 import hashlib
@@ -48,6 +51,7 @@ import time
 from proof import BUILD, ROOT, call, check, checks, fulgur, python, run_anew, tests
 import prove_engine
 import prove_kernels
+import prove_text
 import prove_training
 
 
@@ -228,7 +232,7 @@ def fresh():
                   done.returncode == 0 and seconds < bar)
 
 
-TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh] + prove_training.TOPICS + prove_kernels.TOPICS + prove_engine.TOPICS
+TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh] + prove_training.TOPICS + prove_kernels.TOPICS + prove_engine.TOPICS + prove_text.TOPICS
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or [topic.__name__ for topic in TOPICS]

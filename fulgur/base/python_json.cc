@@ -203,10 +203,17 @@ void append(const Json& value, std::string& out) {
       out += value.empty() ? "[]" : "]";
       break;
     }
-    case Json::value_t::string: out += cat('"', escape_python_json(value.get_ref<const std::string&>()), '"'); break;
-    case Json::value_t::number_float: out += real_text(value.get<double>()); break;
-    case Json::value_t::binary: out.append(value.get_binary().begin(), value.get_binary().end()); break;
-    default: out += value.dump();
+    case Json::value_t::string:
+      out += cat('"', escape_python_json(value.get_ref<const std::string&>()), '"');
+      break;
+    case Json::value_t::number_float:
+      out += real_text(value.get<double>());
+      break;
+    case Json::value_t::binary:
+      out.append(value.get_binary().begin(), value.get_binary().end());
+      break;
+    default:
+      out += value.dump();
   }
 }
 

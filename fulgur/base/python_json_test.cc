@@ -32,18 +32,18 @@ TEST(PythonJson, PrintsWhatPythonPrints) {
 }
 
 TEST(PythonJson, ErrorsNameTheByte) {
-  for (auto [text, expected] : std::vector<std::pair<const char*, const char*>>{
-           {"", "byte 0: expected a value, got the end of the text"},
-           {"{\"a\": 1,}", "byte 8: expected a key in double quotes, got '}'"},
-           {"[1 2]", "byte 3: expected ',' or ']', got '2]'"},
-           {"01", "byte 1: expected nothing behind the value, got '1'"},
-           {"{'a': 1}", "byte 1: expected a key in double quotes"},
-           {"\"a\nb\"", "byte 2: expected no control character in a string"},
-           {"\"\\ud800x\"", "byte 7: expected a whole surrogate pair, got 'x\"'"},
-           {"\"\\x\"", "byte 2: expected an escape of JSON"},
-           {"\"\xff\"", "byte 1: expected UTF-8"},
-           {"[1.]", "byte 2: expected ',' or ']'"},
-           {"tru", "byte 0: expected a value, got 'tru'"}})
+  for (auto [text, expected] :
+       std::vector<std::pair<const char*, const char*>>{{"", "byte 0: expected a value, got the end of the text"},
+                                                        {"{\"a\": 1,}", "byte 8: expected a key in double quotes, got '}'"},
+                                                        {"[1 2]", "byte 3: expected ',' or ']', got '2]'"},
+                                                        {"01", "byte 1: expected nothing behind the value, got '1'"},
+                                                        {"{'a': 1}", "byte 1: expected a key in double quotes"},
+                                                        {"\"a\nb\"", "byte 2: expected no control character in a string"},
+                                                        {"\"\\ud800x\"", "byte 7: expected a whole surrogate pair, got 'x\"'"},
+                                                        {"\"\\x\"", "byte 2: expected an escape of JSON"},
+                                                        {"\"\xff\"", "byte 1: expected UTF-8"},
+                                                        {"[1.]", "byte 2: expected ',' or ']'"},
+                                                        {"tru", "byte 0: expected a value, got 'tru'"}})
     EXPECT_EQ(again(text).find(cat("[json] text: ", expected)), 0u) << again(text);
   EXPECT_NE(again(std::string(300, '[')).find("at most 256 brackets"), std::string::npos);
 }

@@ -16,7 +16,8 @@ size_t invalid_utf8(std::string_view text);
 // U+FFFD for each maximal invalid part, as the Unicode standard recommends and Python's errors="replace" does.
 std::string valid_utf8(std::string_view bytes);
 
-// Bytes as they come, cut anywhere, into whole characters. What is invalid becomes U+FFFD, as in valid_utf8 of all bytes together.
+// Bytes as they come, cut anywhere, into whole characters. What is invalid becomes U+FFFD, as in valid_utf8 of all bytes
+// together.
 class Utf8Stream {
  public:
   // The characters that are whole by now.

@@ -293,6 +293,7 @@ void add_bench(CLI::App& app, Common&) {
   train->callback([=] { bench_train(*o); });
   add_bench_model(*command);
   add_bench_engine(*command);
+  add_bench_text(*command);
 }
 
 }  // namespace fulgur::cli

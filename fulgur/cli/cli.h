@@ -32,12 +32,15 @@ void add_data(CLI::App& app, Common& common);
 void add_train(CLI::App& app, Common& common);
 void add_forward(CLI::App& app, Common& common);
 void add_generate(CLI::App& app, Common& common);
+void add_chat(CLI::App& app, Common& common);
+void add_convert(CLI::App& app, Common& common);
 void add_inspect(CLI::App& app, Common& common);
 void add_eval(CLI::App& app, Common& common);
 void add_report(CLI::App& app, Common& common);
 void add_bench(CLI::App& app, Common& common);
 void add_bench_model(CLI::App& bench);
 void add_bench_engine(CLI::App& bench);
+void add_bench_text(CLI::App& bench);
 
 // What --dtype names: f32 or bf16.
 at::ScalarType type_of(const std::string& dtype);

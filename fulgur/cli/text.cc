@@ -14,6 +14,7 @@
 #include "fulgur/text/train_bpe.h"
 #include "fulgur/text/v32_encode.h"
 #include "fulgur/text/v32_parse.h"
+#include "fulgur/train/checkpoint.h"
 #include "fulgur/train/data/documents.h"
 
 namespace fulgur::cli {
@@ -61,9 +62,13 @@ void each_case(const std::function<Json(const Json&)>& answer) {
   }
 }
 
+Tokenizer read_tokenizer(const std::filesystem::path& path) {
+  return path.extension() == ".gguf" ? load_tokenizer(path) : Tokenizer(path);
+}
+
 CLI::App* tokenizer_command(CLI::App& parent, const char* name, const char* text, TokenizerOptions& options) {
   auto* command = parent.add_subcommand(name, text);
-  command->add_option("--tokenizer", options.tokenizer, "tokenizer.json")->required();
+  command->add_option("--tokenizer", options.tokenizer, "tokenizer.json, or a GGUF file")->required();
   return command;
 }
 
@@ -129,7 +134,7 @@ void add_tokenizer(CLI::App& app, Common& common) {
   encoder->add_flag("--parse-special", options->parse_special, "Special tokens' texts become their ids");
   encoder->footer("Example:\n  echo '{\"id\": 1, \"text\": \"Hello\"}' | fulgur tokenizer encode --tokenizer tokenizer.json");
   encoder->callback([=] {
-    Tokenizer tokenizer(options->tokenizer);
+    auto tokenizer = read_tokenizer(options->tokenizer);
     each_case([&](const Json& in) -> Json {
       FULGUR_CHECK(in.contains("text") && in["text"].is_string(), "[tokenizer] expected a string \"text\", got none");
       return {{"ids", tokenizer.encode(in["text"].get<std::string>(), options->parse_special)}};
@@ -139,7 +144,7 @@ void add_tokenizer(CLI::App& app, Common& common) {
   auto* decoder = tokenizer_command(*command, "decode", "JSON Lines {id, ids} to {id, text}", *options);
   decoder->footer("Example:\n  echo '{\"id\": 1, \"ids\": [40, 41]}' | fulgur tokenizer decode --tokenizer tokenizer.json");
   decoder->callback([=] {
-    Tokenizer tokenizer(options->tokenizer);
+    auto tokenizer = read_tokenizer(options->tokenizer);
     each_case([&](const Json& in) -> Json {
       FULGUR_CHECK(in.contains("ids") && in["ids"].is_array(), "[tokenizer] expected an array \"ids\", got none");
       return {{"text", valid_utf8(tokenizer.decode(in["ids"].get<std::vector<int32_t>>()))}};
@@ -156,11 +161,11 @@ void add_encode(CLI::App& app, Common&) {
                    "Reasoning of earlier turns: paper drops it, api keeps that of turns with tool calls")
       ->capture_default_str()
       ->check(CLI::IsMember({"paper", "api"}));
-  command->add_option("--tokenizer", options->tokenizer, "tokenizer.json: gives the prompt's ids too");
+  command->add_option("--tokenizer", options->tokenizer, "tokenizer.json or GGUF file: gives the prompt's ids too");
   command->footer("Example:\n  echo '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}' | fulgur encode");
   command->callback([=] {
     std::optional<Tokenizer> tokenizer;
-    if (!options->tokenizer.empty()) tokenizer.emplace(options->tokenizer);
+    if (!options->tokenizer.empty()) tokenizer.emplace(read_tokenizer(options->tokenizer));
     each_case([&](const Json& in) { return encode_case(in, *options, tokenizer ? &*tokenizer : nullptr); });
   });
 }

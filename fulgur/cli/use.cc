@@ -42,7 +42,7 @@ struct Options {
 std::shared_ptr<const Constraint> constraint_of(const Options& o, const Tokenizer& tokenizer) {
   if (o.schema.empty() && !o.json_object && o.regex.empty()) return nullptr;
   auto grammar = o.json_object      ? json_grammar(/*object=*/true)
-                 : o.schema.empty() ? regex_grammar(o.regex)
+                      : o.schema.empty() ? regex_grammar(o.regex)
                                     : schema_grammar(parse_python_json(read_file(o.schema), o.schema));
   return std::make_shared<const Constraint>(std::move(grammar), std::make_shared<const TokenTree>(tokenizer));
 }
@@ -50,17 +50,20 @@ std::shared_ptr<const Constraint> constraint_of(const Options& o, const Tokenize
 void generate_command(Options o, Common& common) {
   auto folder = find_model(o.model);
   auto model = load_model(folder);
-  Tokenizer tokenizer(folder / "tokenizer.json");
+  auto tokenizer = load_tokenizer(folder);
+  const auto& config = model.config();
   auto prompt = tokenizer.encode(o.prompt, /*parse_special=*/true);
-  prompt.insert(prompt.begin(), int32_t(model.config().bos_token_id));
-  o.request.prompt = prompt, o.request.stop_tokens = {int32_t(model.config().eos_token_id)};
-  EngineOptions options{.dense = o.attention == "dense", .bf16 = o.dtype == "bf16"};
+  if (config.bos_token_id >= 0) prompt.insert(prompt.begin(), int32_t(config.bos_token_id));
+  o.request.prompt = prompt;
+  if (config.eos_token_id >= 0) o.request.stop_tokens = {int32_t(config.eos_token_id)};
+  EngineOptions options{.dense = o.attention == "dense" || !config.has_latents(), .bf16 = o.dtype == "bf16"};
   options.weights = weight_format(o.weights_format), options.cache = cache_format(o.cache);
   options.draft = o.draft && model.weights().mtp;
   options.max_context = int64_t(prompt.size()) + o.request.max_tokens;
   o.request.constraint = constraint_of(o, tokenizer);
   Engine engine(std::move(model), options);
   std::vector<int32_t> made;
+  Json top = Json::array();
   std::string text;
   Utf8Stream characters;
   StopText stop(o.stops);
@@ -74,6 +77,7 @@ void generate_command(Options o, Common& common) {
     if (g_stop || stop.stopped()) engine.cancel(event.request);
     if (!event.token || stop.stopped()) return;
     made.push_back(event.token->id);
+    if (o.request.top_log_probs > 0) top.push_back(event.token->top);
     say(stop.feed(characters.feed(tokenizer.decode({made.back()}, /*skip_special=*/true))));
     if (stop.stopped()) engine.cancel(event.request);
   });
@@ -82,6 +86,7 @@ void generate_command(Options o, Common& common) {
   auto statistics = engine.statistics();
   if (common.json) {
     Json said{{"prompt", o.prompt}, {"text", text}, {"ids", made}, {"seconds", seconds}};
+    if (!top.empty()) said["top"] = top;
     if (options.draft) said["drafted"] = statistics.drafted, said["accepted"] = statistics.accepted;
     std::printf("%s\n", said.dump().c_str());
   } else {
@@ -97,7 +102,7 @@ void generate_command(Options o, Common& common) {
 
 void inspect_command(const Options& o, bool json) {
   auto folder = find_model(o.model);
-  auto config = read_config(folder / "config.json");
+  auto config = load_config(folder);
   Json out = {{"model", folder.string()}, {"config", config_json(config)}, {"cost", cost_json(config)}};
   if (json) return void(std::printf("%s\n", out.dump().c_str()));
   std::printf("%s\n", folder.c_str());
@@ -280,10 +285,13 @@ void add_generate(CLI::App& app, Common& common) {
       ->capture_default_str();
   command->add_option("--min-p", o->request.sampling.min_p, "Leave out what is less likely than this share of the likeliest")
       ->capture_default_str();
-  auto* schema = command->add_option("--json-schema", o->schema, "JSON Schema in a file: the answer is JSON that fits it")->check(CLI::ExistingFile);
+  auto* schema = command->add_option("--json-schema", o->schema, "JSON Schema in a file: the answer is JSON that fits it")
+                     ->check(CLI::ExistingFile);
   auto* object = command->add_flag("--json-object", o->json_object, "The answer is a JSON object");
   command->add_option("--regex", o->regex, "The answer matches this regular expression")->excludes(schema)->excludes(object);
   schema->excludes(object);
+  command->add_option("--top-log-probs", o->request.top_log_probs, "With --json: so many alternatives of each token")
+      ->check(CLI::NonNegativeNumber);
   command->add_option("--stop", o->stops, "The answer ends before this text (may be repeated)");
   command->add_option("--seed", o->request.sampling.seed, "Same seed, same text")->capture_default_str();
   command->add_option("--attention", o->attention, "Form of attention")

@@ -1,7 +1,7 @@
-// The pushdown automaton of a grammar, followed in all its ways at once. A way is a stack of automata's states; equal stacks are one,
-// and so are equal sets of them, so that a text's state is a number and each step is found out once. A token's text is tried byte by
-// byte along the tree of all tokens. How far the innermost automaton alone gets is the same whatever lies below it on
-// the stack, which is nearly all there is to know inside of a string: that is kept for it.
+// The pushdown automaton of a grammar, followed in all its ways at once. A way is a stack of automata's states; equal stacks are
+// one, and so are equal sets of them, so that a text's state is a number and each step is found out once. A token's text is tried
+// byte by byte along the tree of all tokens. How far the innermost automaton alone gets is the same whatever lies below it on the
+// stack, which is nearly all there is to know inside of a string: that is kept for it.
 #include "fulgur/text/constraint.h"
 
 #include <algorithm>
@@ -21,9 +21,9 @@ struct Stack {
 
 struct Set {
   std::vector<int32_t> stacks;
-  bool ends = false;             // one of them may end the text
-  bool leaves = false;           // one of them may go on in what is not known
-  std::vector<int32_t> next;     // by byte, once it was asked for: a set, or -1; kNotYet
+  bool ends = false;          // one of them may end the text
+  bool leaves = false;        // one of them may go on in what is not known
+  std::vector<int32_t> next;  // by byte, once it was asked for: a set, or -1; kNotYet
 };
 constexpr int32_t kNotYet = -2;
 
@@ -49,7 +49,8 @@ TokenTree::TokenTree(const Tokenizer& tokenizer) : texts(tokenizer.vocab_size())
   for (auto& [text, ids] : sorted) {
     size_t common = std::mismatch(last.begin(), last.end(), text.begin(), text.end()).first - last.begin();
     for (; path.size() > common + 1; path.pop_back()) nodes[path.back()].behind = int32_t(nodes.size());
-    for (size_t i = common; i < text.size(); ++i) path.push_back(int32_t(nodes.size())), nodes.push_back({uint8_t(text[i]), -1, 0});
+    for (size_t i = common; i < text.size(); ++i)
+      path.push_back(int32_t(nodes.size())), nodes.push_back({uint8_t(text[i]), -1, 0});
     nodes.back().token = int32_t(same.size());
     same.push_back(std::move(ids));
     last = text;
@@ -66,7 +67,7 @@ struct Constraint::Impl {
   std::unordered_map<uint64_t, int32_t> stack_numbers;
   std::vector<Set> sets;
   std::map<std::vector<int32_t>, int32_t> set_numbers;
-  std::unordered_map<int32_t, Alone> alone;                          // by automaton's state
+  std::unordered_map<int32_t, Alone> alone;                             // by automaton's state
   std::unordered_map<int32_t, std::shared_ptr<const TokenMask>> masks;  // by set
 
   int32_t push(int32_t state, int32_t below) {
@@ -192,7 +193,8 @@ Constraint::Constraint(Grammar grammar, std::shared_ptr<const TokenTree> tokens)
   impl_->tree = std::move(tokens);
   for (const auto& text : impl_->grammar.specials) {
     auto found = impl_->tree->specials.find(text);
-    FULGUR_CHECK(found != impl_->tree->specials.end(), "[grammar] expected a special token ", text, " in the vocabulary, got none");
+    FULGUR_CHECK(found != impl_->tree->specials.end(), "[grammar] expected a special token ", text,
+                 " in the vocabulary, got none");
     impl_->special_ids.push_back(found->second);
   }
   int32_t root = impl_->grammar.starts[impl_->grammar.root];

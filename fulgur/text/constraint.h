@@ -24,16 +24,17 @@ class TokenTree {
     int32_t token;   // the first of this text in `same`, or -1
     int32_t behind;  // the first node that is not below this one
   };
-  std::vector<Node> nodes;                       // a node, then what is below it; the first has no byte
-  std::vector<std::vector<int32_t>> same;        // tokens of one text
-  std::map<std::string, int32_t> specials;       // by their text; in no node
-  std::vector<std::string> texts;                // by id; empty for special tokens
+  std::vector<Node> nodes;                  // a node, then what is below it; the first has no byte
+  std::vector<std::vector<int32_t>> same;   // tokens of one text
+  std::map<std::string, int32_t> specials;  // by their text; in no node
+  std::vector<std::string> texts;           // by id; empty for special tokens
 };
 
 // A set of tokens: bit id % 64 of word id / 64.
 using TokenMask = std::vector<uint64_t>;
 
-// A grammar over a vocabulary. Its states are numbers, which stay valid as long as it does; what it finds out about one is kept. Thread-safe.
+// A grammar over a vocabulary. Its states are numbers, which stay valid as long as it does; what it finds out about one is kept.
+// Thread-safe.
 class Constraint {
  public:
   // Throws InputError when the grammar has a special token that the tokenizer does not know.

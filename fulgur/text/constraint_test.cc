@@ -46,7 +46,8 @@ std::string random_text(const Constraint& constraint, uint64_t seed) {
     if (ids.empty()) return out;
     int32_t id = ids[random.below(ids.size())];
     for (int32_t closing : ids)  // what is long is closed
-      if (made > 60 && tokenizer().decode({closing}).find_first_of("\"]}>") != std::string::npos && random.uniform() < .2) id = closing;
+      if (made > 60 && tokenizer().decode({closing}).find_first_of("\"]}>") != std::string::npos && random.uniform() < .2)
+        id = closing;
     out += tokenizer().decode({id});
     state = constraint.advance(state, id);
   }
@@ -73,12 +74,14 @@ bool matches(Grammar grammar, const std::string& text) {
 }
 
 TEST(Constraint, RegularExpressionsMatchWhatStdRegexMatches) {
-  for (auto pattern : {"^a(b|cd)*e{2,3}$", "^[a-f0-9]{4}-\\d+$", "^[^x\\s]+x?$", "^(foo|foobar|barfoo)$", "^\\w+(,\\w+){0,2}$", "^$|^-?[1-9]$"}) {
+  for (auto pattern : {"^a(b|cd)*e{2,3}$", "^[a-f0-9]{4}-\\d+$", "^[^x\\s]+x?$", "^(foo|foobar|barfoo)$", "^\\w+(,\\w+){0,2}$",
+                       "^$|^-?[1-9]$"}) {
     for (const auto& text : random_texts(regex_grammar(pattern), 30))
       if (std::all_of(text.begin(), text.end(), [](char c) { return uint8_t(c) < 0x80; })) {
         EXPECT_TRUE(std::regex_match(text, std::regex(pattern))) << pattern << ": " << text;
       }
-    for (const char* text : {"", "a", "abee", "acdbeee", "abeeee", "00ff-12", "00fg-1", "foobar", "foob", "a,b,c", "a,b,c,d", "-7", "xx", "ax"})
+    for (const char* text :
+         {"", "a", "abee", "acdbeee", "abeeee", "00ff-12", "00fg-1", "foobar", "foob", "a,b,c", "a,b,c,d", "-7", "xx", "ax"})
       EXPECT_EQ(matches(regex_grammar(pattern), text), std::regex_match(text, std::regex(pattern))) << pattern << ": " << text;
   }
   EXPECT_TRUE(matches(regex_grammar("b+"), "abba")) << "without ends it may be anywhere";
@@ -87,10 +90,13 @@ TEST(Constraint, RegularExpressionsMatchWhatStdRegexMatches) {
 
 TEST(Constraint, AnyTextOfTheJsonGrammarIsJson) {
   for (const auto& text : random_texts(json_grammar(), 60)) EXPECT_NO_THROW(parse_python_json(text, "made")) << text;
-  for (const auto& text : random_texts(json_grammar(/*object=*/true), 60)) EXPECT_TRUE(parse_python_json(text, "made").is_object()) << text;
-  for (const char* text : {R"({"a": [1, -2.5e3, "\u00e9 ü\n", {}], "b": {"c": null}})", "[[[[]]]]", "\"\"", "0", "{\n  \"a\": true\n}"})
+  for (const auto& text : random_texts(json_grammar(/*object=*/true), 60))
+    EXPECT_TRUE(parse_python_json(text, "made").is_object()) << text;
+  for (const char* text :
+       {R"({"a": [1, -2.5e3, "\u00e9 ü\n", {}], "b": {"c": null}})", "[[[[]]]]", "\"\"", "0", "{\n  \"a\": true\n}"})
     EXPECT_TRUE(matches(json_grammar(), text) || std::string(text).find("\\u00e9") != std::string::npos) << text;
-  for (const char* text : {"{,}", "[1,]", "01", "\"\n\"", "{\"a\" 1}", "nul", "[1] "}) EXPECT_FALSE(matches(json_grammar(), text)) << text;
+  for (const char* text : {"{,}", "[1,]", "01", "\"\n\"", "{\"a\" 1}", "nul", "[1] "})
+    EXPECT_FALSE(matches(json_grammar(), text)) << text;
 }
 
 Json schema(const char* text) { return parse_python_json(text, "schema"); }
@@ -100,37 +106,54 @@ TEST(Constraint, SchemasAllowWhatTheySay) {
     const char* schema;
     std::vector<const char*> fits, others;
   };
-  for (const auto& c : std::vector<Case>{
-           {R"({"type": "integer", "minimum": -3, "maximum": 120})", {"-3", "0", "7", "99", "120"}, {"-4", "121", "1.0", "007", "1000"}},
-           {R"({"type": "number", "minimum": 0, "maximum": 1})", {"0", "0.5", "1", "1.0"}, {"-0.5", "1.5", "2"}},
-           {R"({"type": "integer", "exclusiveMinimum": 5, "exclusiveMaximum": 7})", {"6"}, {"5", "7"}},
-           {R"({"type": "string", "minLength": 2, "maxLength": 3})", {R"("ab")", R"("你好a")", R"("\n\"")"}, {R"("a")", R"("abcd")"}},
-           {R"({"type": "string", "pattern": "^a\"+$"})", {R"("a\"\"")"}, {R"("a")", R"("b\"")"}},
-           {R"({"enum": ["x", 1, null, {"a": [1.0]}]})", {R"("x")", "1", "null", R"({"a": [1.0]})"}, {R"("y")", "2"}},
-           {R"({"type": ["string", "null"]})", {"null", R"("a")"}, {"1", "true"}},
-           {R"({"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3})", {"[true]", "[true, false,true]"}, {"[]", "[1]", "[true,true,true,true]"}},
-           {R"({"type": "array", "prefixItems": [{"const": 1}, {"const": 2}], "items": false})", {"[]", "[1]", "[1, 2]"}, {"[2]", "[1,2,3]"}},
-           {R"({"type": "array", "prefixItems": [{"const": 1}], "items": {"const": 0}, "minItems": 2})", {"[1,0]", "[1,0,0]"}, {"[1]", "[0,0]"}},
-           {R"({"properties": {"a": {"type": "integer"}, "b": {"type": "null"}, "c": {}}, "required": ["b"]})",
-            {R"({"a": 1, "b": null})", R"({"b": null, "c": [1]})", R"({"b":null})"}, {"{}", R"({"a": 1})", R"({"b": null, "a": 1})", R"({"b": null, "x": 1})"}},
-           {R"({"type": "object", "properties": {"a": {}, "ab": {}}, "additionalProperties": {"type": "integer"}})",
-            {R"({"b": 1, "abc": 2, "": 3})", R"({"a": "", "ab": "", "x": 1})"}, {R"({"x": ""})", R"({"b": 1, "a": ""})"}},
-           {R"({"type": "object"})", {"{}", R"({"x": {"y": 1}})"}, {"[]"}},
-           {R"({"$defs": {"tree": {"type": "object", "properties": {"v": {"type": "integer"}, "kids": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}, "required": ["v"]}}, "$ref": "#/$defs/tree"})",
-            {R"({"v": 1, "kids": [{"v": 2}, {"v": 3, "kids": []}]})"}, {R"({"v": 1, "kids": [{}]})"}},
-           {R"({"oneOf": [{"type": "object", "properties": {"kind": {"const": "a"}, "x": {"type": "integer"}}, "required": ["kind", "x"]},
+  for (
+      const auto& c : std::vector<Case>{
+          {R"({"type": "integer", "minimum": -3, "maximum": 120})",
+           {"-3", "0", "7", "99", "120"},
+           {"-4", "121", "1.0", "007", "1000"}},
+          {R"({"type": "number", "minimum": 0, "maximum": 1})", {"0", "0.5", "1", "1.0"}, {"-0.5", "1.5", "2"}},
+          {R"({"type": "integer", "exclusiveMinimum": 5, "exclusiveMaximum": 7})", {"6"}, {"5", "7"}},
+          {R"({"type": "string", "minLength": 2, "maxLength": 3})",
+           {R"("ab")", R"("你好a")", R"("\n\"")"},
+           {R"("a")", R"("abcd")"}},
+          {R"({"type": "string", "pattern": "^a\"+$"})", {R"("a\"\"")"}, {R"("a")", R"("b\"")"}},
+          {R"({"enum": ["x", 1, null, {"a": [1.0]}]})", {R"("x")", "1", "null", R"({"a": [1.0]})"}, {R"("y")", "2"}},
+          {R"({"type": ["string", "null"]})", {"null", R"("a")"}, {"1", "true"}},
+          {R"({"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3})",
+           {"[true]", "[true, false,true]"},
+           {"[]", "[1]", "[true,true,true,true]"}},
+          {R"({"type": "array", "prefixItems": [{"const": 1}, {"const": 2}], "items": false})",
+           {"[]", "[1]", "[1, 2]"},
+           {"[2]", "[1,2,3]"}},
+          {R"({"type": "array", "prefixItems": [{"const": 1}], "items": {"const": 0}, "minItems": 2})",
+           {"[1,0]", "[1,0,0]"},
+           {"[1]", "[0,0]"}},
+          {R"({"properties": {"a": {"type": "integer"}, "b": {"type": "null"}, "c": {}}, "required": ["b"]})",
+           {R"({"a": 1, "b": null})", R"({"b": null, "c": [1]})", R"({"b":null})"},
+           {"{}", R"({"a": 1})", R"({"b": null, "a": 1})", R"({"b": null, "x": 1})"}},
+          {R"({"type": "object", "properties": {"a": {}, "ab": {}}, "additionalProperties": {"type": "integer"}})",
+           {R"({"b": 1, "abc": 2, "": 3})", R"({"a": "", "ab": "", "x": 1})"},
+           {R"({"x": ""})", R"({"b": 1, "a": ""})"}},
+          {R"({"type": "object"})", {"{}", R"({"x": {"y": 1}})"}, {"[]"}},
+          {R"({"$defs": {"tree": {"type": "object", "properties": {"v": {"type": "integer"}, "kids": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}, "required": ["v"]}}, "$ref": "#/$defs/tree"})",
+           {R"({"v": 1, "kids": [{"v": 2}, {"v": 3, "kids": []}]})"},
+           {R"({"v": 1, "kids": [{}]})"}},
+          {R"({"oneOf": [{"type": "object", "properties": {"kind": {"const": "a"}, "x": {"type": "integer"}}, "required": ["kind", "x"]},
                 {"type": "object", "properties": {"kind": {"const": "b"}}, "required": ["kind"]}]})",
-            {R"({"kind": "a", "x": 1})", R"({"kind": "b"})"}, {R"({"kind": "a"})"}},
-           {R"({"type": "string", "format": "date"})", {R"("2026-11-27")"}, {R"("2026-13-27")", R"("27.11.2026")"}}}) {
+           {R"({"kind": "a", "x": 1})", R"({"kind": "b"})"},
+           {R"({"kind": "a"})"}},
+          {R"({"type": "string", "format": "date"})", {R"("2026-11-27")"}, {R"("2026-13-27")", R"("27.11.2026")"}}}) {
     for (auto text : c.fits) EXPECT_TRUE(matches(schema_grammar(schema(c.schema)), text)) << c.schema << ": " << text;
     for (auto text : c.others) EXPECT_FALSE(matches(schema_grammar(schema(c.schema)), text)) << c.schema << ": " << text;
-    for (const auto& text : random_texts(schema_grammar(schema(c.schema)), 9)) EXPECT_NO_THROW(parse_python_json(text, "made")) << text;
+    for (const auto& text : random_texts(schema_grammar(schema(c.schema)), 9))
+      EXPECT_NO_THROW(parse_python_json(text, "made")) << text;
   }
 }
 
 TEST(Constraint, ErrorsNameThePlaceInTheSchema) {
   for (auto [text, expected] : std::vector<std::pair<const char*, const char*>>{
-           {R"({"type": "object", "properties": {"a": {"type": "string", "contentEncoding": "x"}}})", "#.a.contentEncoding: expected a keyword that is understood"},
+           {R"({"type": "object", "properties": {"a": {"type": "string", "contentEncoding": "x"}}})",
+            "#.a.contentEncoding: expected a keyword that is understood"},
            {R"({"type": "strin"})", "#.type: expected a type of JSON, got \"strin\""},
            {R"({"not": {}})", "#.not: expected a keyword"},
            {R"({"$ref": "http://x"})", "#.$ref: expected a reference into this schema"},
@@ -153,11 +176,12 @@ TEST(Constraint, ErrorsNameThePlaceInTheSchema) {
 }
 
 TEST(Constraint, ToolCallsAreReadByTheStrictParserAndFitTheirSchemas) {
-  std::vector<Json> tools{schema(R"({"name": "search", "parameters": {"type": "object", "properties": {"query": {"type": "string"},
+  std::vector<Json> tools{
+      schema(R"({"name": "search", "parameters": {"type": "object", "properties": {"query": {"type": "string"},
                                      "top": {"type": "integer", "minimum": 1, "maximum": 20}, "sites": {"type": "array", "items": {"type": "string"}}},
                                      "required": ["query"]}})"),
-                          schema(R"({"name": "now"})"),
-                          schema(R"({"name": "set", "parameters": {"type": "object", "properties": {"unit": {"enum": ["C", "F", 1]},
+      schema(R"({"name": "now"})"),
+      schema(R"({"name": "set", "parameters": {"type": "object", "properties": {"unit": {"enum": ["C", "F", 1]},
                                      "to": {"anyOf": [{"type": "string"}, {"type": "null"}]}}}})")};
   bool is_special = tree()->specials.count("｜DSML｜") > 0;
   for (const auto& text : random_texts(tool_call_grammar(tools, is_special), 60)) {

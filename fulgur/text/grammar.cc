@@ -106,7 +106,8 @@ struct Nfa {
         to = add();
         states[from].calls.push_back({node.number, to});
         return to;
-      case Node::without: return append_without(code_points(node.text), from);
+      case Node::without:
+        return append_without(code_points(node.text), from);
       case Node::sequence:
         for (const auto& part : node.parts) from = append(part, from);
         return from;
@@ -119,7 +120,8 @@ struct Nfa {
           states[end].free.push_back(to);
         }
         return to;
-      case Node::repeat: return append_repeat(node, from);
+      case Node::repeat:
+        return append_repeat(node, from);
     }
     return from;
   }
@@ -183,7 +185,11 @@ struct Nfa {
 // One rule's automaton without free steps, its states behind those of `out`; returns its first.
 class Determinizer {
  public:
-  Determinizer(const Nfa& nfa, int32_t accepts, Grammar& out) : nfa_(nfa), accepts_(accepts), out_(out), seen_(nfa.states.size()) {}
+  Determinizer(const Nfa& nfa, int32_t accepts, Grammar& out)
+      : nfa_(nfa),
+        accepts_(accepts),
+        out_(out),
+        seen_(nfa.states.size()) {}
 
   int32_t run(int32_t start) {
     int32_t first = state_of({start});
@@ -281,7 +287,10 @@ void prune(Grammar& grammar) {
 // Throws when a rule may begin with itself, for it would call itself for ever.
 class LeftRecursion {
  public:
-  explicit LeftRecursion(const Grammar& grammar) : grammar_(grammar), nullable_(grammar.starts.size()), mark_(grammar.starts.size()) {
+  explicit LeftRecursion(const Grammar& grammar)
+      : grammar_(grammar),
+        nullable_(grammar.starts.size()),
+        mark_(grammar.starts.size()) {
     for (bool changed = true; changed;) {
       changed = false;
       for (size_t rule = 0; rule < nullable_.size(); ++rule)
@@ -305,7 +314,8 @@ class LeftRecursion {
   }
   void visit(size_t rule) {
     if (mark_[rule] == 2) return;
-    FULGUR_CHECK(mark_[rule] == 0, "[grammar] expected rules that read something before they call themselves, got one that does not");
+    FULGUR_CHECK(mark_[rule] == 0,
+                 "[grammar] expected rules that read something before they call themselves, got one that does not");
     mark_[rule] = 1;
     for (int32_t state : before_reading(rule))
       for (const auto& call : grammar_.states[state].calls) visit(size_t(call.rule));

@@ -26,11 +26,11 @@ using CodePoints = std::vector<std::pair<uint32_t, uint32_t>>;  // ranges, both 
 Expr literal(std::string_view text);
 Expr one_of(const CodePoints& ranges);  // one character, in UTF-8
 Expr sequence(std::vector<Expr> parts);
-Expr either(std::vector<Expr> choices);            // of none: no text at all
+Expr either(std::vector<Expr> choices);                    // of none: no text at all
 Expr repeat(Expr part, int64_t least, int64_t most = -1);  // -1: any number
 Expr rule(int32_t number);
-Expr special(std::string_view token);         // a special token, by its text
-Expr text_without(std::string_view word);     // any text in which this word comes nowhere
+Expr special(std::string_view token);      // a special token, by its text
+Expr text_without(std::string_view word);  // any text in which this word comes nowhere
 
 // What is in `ranges` of no code point: the other characters.
 CodePoints complement(CodePoints ranges);

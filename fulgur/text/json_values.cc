@@ -108,8 +108,9 @@ JsonValues::JsonValues(GrammarBuilder& builder)
   auto whole = sequence({maybe(literal("-")), either({literal("0"), sequence({one_of({{'1', '9'}}), digits(0, 14)})})});
   string = builder.define(sequence({literal("\""), repeat(json_character({{0, 0x10ffff}}), 0), literal("\"")}));
   integer = builder.define(whole);
-  number = builder.define(sequence({whole, maybe(sequence({literal("."), digits(1, 17)})),
-                                    maybe(sequence({one_of({{'E', 'E'}, {'e', 'e'}}), maybe(one_of({{'+', '+'}, {'-', '-'}})), digits(1, 2)}))}));
+  number = builder.define(
+      sequence({whole, maybe(sequence({literal("."), digits(1, 17)})),
+                maybe(sequence({one_of({{'E', 'E'}, {'e', 'e'}}), maybe(one_of({{'+', '+'}, {'-', '-'}})), digits(1, 2)}))}));
   value = builder.declare(), any_object = builder.declare();
   Member any{repeat(json_character({{0, 0x10ffff}}), 0), rule(value), false};
   builder.define(any_object, object({}, &any));
@@ -126,7 +127,8 @@ Expr JsonValues::object(const std::vector<Member>& members, const Member* other)
   auto next = [&](const Member& member) { return sequence({literal(","), blank_, written(member)}); };
   auto behind = [&](size_t first) {
     std::vector<Expr> parts;
-    for (size_t i = first; i < members.size(); ++i) parts.push_back(members[i].required ? next(members[i]) : maybe(next(members[i])));
+    for (size_t i = first; i < members.size(); ++i)
+      parts.push_back(members[i].required ? next(members[i]) : maybe(next(members[i])));
     if (other) parts.push_back(repeat(next(*other), 0));
     return sequence(std::move(parts));
   };
@@ -146,8 +148,9 @@ Expr JsonValues::array(const std::vector<Expr>& first, const Expr& item, int64_t
   int64_t named = int64_t(first.size());
   if (most >= 0) named = std::min(named, most);
   // From the end: what may follow behind the first `i` values.
-  Expr behind = named == most ? nothing() : repeat(next(item), std::max<int64_t>(0, least - std::max<int64_t>(named, 1)),
-                                                   most < 0 ? -1 : most - std::max<int64_t>(named, 1));
+  Expr behind = named == most ? nothing()
+                              : repeat(next(item), std::max<int64_t>(0, least - std::max<int64_t>(named, 1)),
+                                       most < 0 ? -1 : most - std::max<int64_t>(named, 1));
   if (named == 0 && most != 0) {
     behind = sequence({item, behind});
     if (least == 0) behind = maybe(behind);

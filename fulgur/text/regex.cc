@@ -11,8 +11,8 @@ namespace fulgur {
 namespace {
 
 const CodePoints kDigits{{'0', '9'}}, kWord{{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}},
-    kSpace{{9, 13}, {32, 32}, {0xa0, 0xa0}, {0x1680, 0x1680}, {0x2000, 0x200a}, {0x2028, 0x2029}, {0x202f, 0x202f}, {0x205f, 0x205f},
-           {0x3000, 0x3000}, {0xfeff, 0xfeff}},
+    kSpace{{9, 13},          {32, 32},         {0xa0, 0xa0},     {0x1680, 0x1680}, {0x2000, 0x200a},
+           {0x2028, 0x2029}, {0x202f, 0x202f}, {0x205f, 0x205f}, {0x3000, 0x3000}, {0xfeff, 0xfeff}},
     kLineEnds{{'\n', '\n'}, {'\r', '\r'}, {0x2028, 0x2029}};
 
 class Reader {
@@ -113,13 +113,15 @@ class Reader {
       return c < 'a' ? complement(set) : set;
     }
     constexpr std::string_view kNames = "tnrfv0", kMeant{"\t\n\r\f\v\0", 6};
-    if (size_t which = kNames.find(c); which != std::string_view::npos) return ++at_, CodePoints{{uint32_t(kMeant[which]), uint32_t(kMeant[which])}};
+    if (size_t which = kNames.find(c); which != std::string_view::npos)
+      return ++at_, CodePoints{{uint32_t(kMeant[which]), uint32_t(kMeant[which])}};
     if (c == 'x' || c == 'u') {
       uint32_t code = 0;
       size_t digits = c == 'x' ? 2 : 4;
       auto text = text_.substr(at_ + 1, digits);
       auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), code, 16);
-      if (text.size() < digits || error != std::errc() || end != text.data() + digits) fail("hexadecimal digits behind \\x or \\u");
+      if (text.size() < digits || error != std::errc() || end != text.data() + digits)
+        fail("hexadecimal digits behind \\x or \\u");
       at_ += 1 + digits;
       return {{code, code}};
     }
@@ -134,14 +136,16 @@ class Reader {
     while (!take("]")) {
       if (!more()) fail("']'");
       auto first = one();
-      bool range = first.size() == 1 && first[0].first == first[0].second && at_ + 1 < text_.size() && text_[at_] == '-' && text_[at_ + 1] != ']';
+      bool range = first.size() == 1 && first[0].first == first[0].second && at_ + 1 < text_.size() && text_[at_] == '-' &&
+                   text_[at_ + 1] != ']';
       if (!range) {
         out.insert(out.end(), first.begin(), first.end());
         continue;
       }
       ++at_;
       auto last = one();
-      if (last.size() != 1 || last[0].first != last[0].second || last[0].first < first[0].first) fail("a range whose ends are in order");
+      if (last.size() != 1 || last[0].first != last[0].second || last[0].first < first[0].first)
+        fail("a range whose ends are in order");
       out.push_back({first[0].first, last[0].first});
     }
     return negated ? complement(out) : out;

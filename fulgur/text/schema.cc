@@ -15,7 +15,7 @@ namespace fulgur {
 namespace {
 
 // Keywords that say nothing about what fits.
-const std::set<std::string> kAnnotations{"title",    "description", "default", "examples", "$schema",  "$id",
+const std::set<std::string> kAnnotations{"title",    "description", "default",     "examples",   "$schema",  "$id",
                                          "$comment", "$defs",       "definitions", "deprecated", "readOnly", "writeOnly"};
 
 [[noreturn]] void fail(const std::string& where, const std::string& expected, const Json& got) {
@@ -77,7 +77,8 @@ class Compiler {
     if (schema.contains("pattern") || schema.contains("format")) {
       allow(schema, where, {"type", "pattern", "format"});
       if (schema.contains("format") && schema.contains("pattern")) fail(where, "a pattern or a format", schema);
-      return regex(schema.contains("pattern") ? text(schema["pattern"], where + ".pattern") : format(schema["format"], where), character);
+      return regex(schema.contains("pattern") ? text(schema["pattern"], where + ".pattern") : format(schema["format"], where),
+                   character);
     }
     allow(schema, where, {"type", "minLength", "maxLength"});
     return repeat(character({{0, 0x10ffff}}), bound(schema, "minLength", 0, where), bound(schema, "maxLength", -1, where));
@@ -98,7 +99,9 @@ class Compiler {
     std::vector<Property> out;
     std::vector<std::string> required;
     for (const auto& name : schema.value("required", Json::array())) required.push_back(text(name, where + ".required"));
-    auto is_required = [&](const std::string& name) { return std::find(required.begin(), required.end(), name) != required.end(); };
+    auto is_required = [&](const std::string& name) {
+      return std::find(required.begin(), required.end(), name) != required.end();
+    };
     const Json named = schema.value("properties", Json::object());
     if (!named.is_object()) fail(where + ".properties", "an object", named);
     for (const auto& [name, property] : named.items()) out.push_back({name, property, is_required(name)});
@@ -120,7 +123,8 @@ class Compiler {
   static int64_t bound(const Json& schema, const char* keyword, int64_t otherwise, const std::string& where) {
     if (!schema.contains(keyword)) return otherwise;
     const Json& value = schema[keyword];
-    if (!value.is_number_integer() || value < 0 || value > 100000) fail(cat(where, ".", keyword), "a number from 0 to 100000", value);
+    if (!value.is_number_integer() || value < 0 || value > 100000)
+      fail(cat(where, ".", keyword), "a number from 0 to 100000", value);
     return value;
   }
 
@@ -148,7 +152,8 @@ class Compiler {
     if (schema.contains("const")) return allow(schema, where, {"const", "type"}), literal(dump_python_json(schema["const"]));
     if (schema.contains("enum")) return allow(schema, where, {"enum", "type"}), enumerated(schema, where);
     for (const char* keyword : {"anyOf", "oneOf", "allOf"})
-      if (schema.contains(keyword)) return allow(schema, where, {keyword}), choice(schema[keyword], keyword, cat(where, ".", keyword));
+      if (schema.contains(keyword))
+        return allow(schema, where, {keyword}), choice(schema[keyword], keyword, cat(where, ".", keyword));
     auto types = types_of(schema, where);
     if (types.empty()) return allow(schema, where, {}), rule(json_.value);
     std::vector<Expr> choices;
@@ -215,7 +220,8 @@ class Compiler {
     if (!a.is_object() || !b.is_object()) return false;
     Json of_a = values(a), of_b = values(b);
     if (!of_a.empty() && !of_b.empty())
-      return std::none_of(of_a.begin(), of_a.end(), [&](auto& v) { return std::find(of_b.begin(), of_b.end(), v) != of_b.end(); });
+      return std::none_of(of_a.begin(), of_a.end(),
+                          [&](auto& v) { return std::find(of_b.begin(), of_b.end(), v) != of_b.end(); });
     auto types_a = types_of(a, where), types_b = types_of(b, where);
     auto wide = [](const std::string& type) { return type == "integer" ? "number" : type; };
     bool meet = types_a.empty() || types_b.empty();
@@ -225,7 +231,8 @@ class Compiler {
     if (types_a != std::vector<std::string>{"object"} || types_b != types_a) return false;
     for (const auto& p : properties(a, where))
       for (const auto& q : properties(b, where))
-        if (p.name == q.name && p.required && q.required && apart(resolved(p.schema, where), resolved(q.schema, where), where)) return true;
+        if (p.name == q.name && p.required && q.required && apart(resolved(p.schema, where), resolved(q.schema, where), where))
+          return true;
     return false;
   }
 
@@ -236,7 +243,8 @@ class Compiler {
     auto narrow = [&](const char* keyword, auto apply) {
       if (!schema.contains(keyword)) return;
       const Json& value = schema[keyword];
-      if (!value.is_number() || std::fabs(value.get<double>()) > double(kMostInteger)) fail(cat(where, ".", keyword), "a number below 10^15", value);
+      if (!value.is_number() || std::fabs(value.get<double>()) > double(kMostInteger))
+        fail(cat(where, ".", keyword), "a number below 10^15", value);
       apply(value.get<double>());
       bounded = true;
     };
@@ -269,7 +277,8 @@ class Compiler {
     std::vector<JsonValues::Member> members;
     std::vector<std::string> names;
     for (const auto& property : list) {
-      members.push_back({json_.key(property.name), rule(rule_of(property.schema, cat(where, ".", property.name))), property.required});
+      members.push_back(
+          {json_.key(property.name), rule(rule_of(property.schema, cat(where, ".", property.name))), property.required});
       names.push_back(property.name);
     }
     if (more == false) return json_.object(members, nullptr);
@@ -287,7 +296,7 @@ class Compiler {
           {"time", "^" + time + "$"},
           {"date-time", "^" + date + "T" + time + "$"},
           {"uuid", "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"},
-          {"email", "^[A-Za-z0-9_]+(\\.[A-Za-z0-9_]+)*@" + name + "(\\." + name + ")+$"},
+          {"email", "^[A-Za-z0-9_]{1,20}(\\.[A-Za-z0-9_]{1,20}){0,3}@" + name + "(\\." + name + "){1,3}$"},
           {"ipv4", "^" + part + "(\\." + part + "){3}$"}};
     }();
     auto found = name.is_string() ? kFormats.find(name.get<std::string>()) : kFormats.end();
@@ -317,8 +326,8 @@ class ToolCompiler {
     for (const auto& property : compiler.properties(schema, where)) {
       std::vector<Expr> values;
       add_values(compiler, property.schema, cat(where, ".", property.name), values);
-      parameters.push_back(sequence({tag("<", cat("parameter name=\"", property.name, "\" string=\"")), either(values),
-                                     tag("</", "parameter>\n")}));
+      parameters.push_back(sequence(
+          {tag("<", cat("parameter name=\"", property.name, "\" string=\"")), either(values), tag("</", "parameter>\n")}));
       required.push_back(property.required);
     }
     std::vector<Expr> choices;  // by the first parameter; without any an empty line stands for them
@@ -334,7 +343,9 @@ class ToolCompiler {
   }
 
  private:
-  Expr tag(const std::string& before, const std::string& behind) const { return sequence({literal(before), marker_, literal(behind)}); }
+  Expr tag(const std::string& before, const std::string& behind) const {
+    return sequence({literal(before), marker_, literal(behind)});
+  }
 
   // What stands behind string=": strings as they are, all else as JSON.
   void add_values(Compiler& compiler, const Json& unresolved, const std::string& where, std::vector<Expr>& values) const {
@@ -344,7 +355,8 @@ class ToolCompiler {
     if (!schema.is_object()) return json(schema);
     for (const char* keyword : {"anyOf", "oneOf"})
       if (schema.contains(keyword) && schema[keyword].is_array()) {
-        for (size_t i = 0; i < schema[keyword].size(); ++i) add_values(compiler, schema[keyword][i], cat(where, ".", keyword, "[", i, "]"), values);
+        for (size_t i = 0; i < schema[keyword].size(); ++i)
+          add_values(compiler, schema[keyword][i], cat(where, ".", keyword, "[", i, "]"), values);
         return;
       }
     if (schema.contains("const") || schema.contains("enum")) {
@@ -390,7 +402,8 @@ Grammar tool_call_grammar(const std::vector<Json>& tools, bool marker_is_special
   std::vector<Expr> calls;
   for (size_t i = 0; i < tools.size(); ++i) {
     auto where = cat("tools[", i, "]");
-    if (!tools[i].is_object() || !tools[i].contains("name") || !tools[i]["name"].is_string()) fail(where, "a function with a name", tools[i]);
+    if (!tools[i].is_object() || !tools[i].contains("name") || !tools[i]["name"].is_string())
+      fail(where, "a function with a name", tools[i]);
     const Json parameters = tools[i].value("parameters", Json::object());
     Compiler compiler(builder, json, parameters);
     calls.push_back(tags.call(compiler, tools[i]["name"], parameters, where + ".parameters"));

@@ -39,11 +39,13 @@ struct Splitter::Impl {
 };
 
 Splitter::Splitter(const std::vector<std::string>& patterns, const std::string& name)
-    : impl_(std::make_unique<Impl>()), patterns_(patterns.size()) {
+    : impl_(std::make_unique<Impl>()),
+      patterns_(patterns.size()) {
   for (const auto& pattern : patterns) {
     int error;
     PCRE2_SIZE offset;
-    auto* code = pcre2_compile(characters(pattern), pattern.size(), PCRE2_UTF | PCRE2_UCP | PCRE2_NO_UTF_CHECK, &error, &offset, nullptr);
+    auto* code =
+        pcre2_compile(characters(pattern), pattern.size(), PCRE2_UTF | PCRE2_UCP | PCRE2_NO_UTF_CHECK, &error, &offset, nullptr);
     if (!code) {
       PCRE2_UCHAR text[256];
       pcre2_get_error_message(error, text, sizeof text);
@@ -61,7 +63,7 @@ Splitter& Splitter::operator=(Splitter&&) noexcept = default;
 
 Splitter::Match Splitter::next(size_t pattern, std::string_view text, size_t from) const {
   static thread_local Workspace workspace;
-  auto &[match, context, stack] = workspace;
+  auto& [match, context, stack] = workspace;
   const auto* code = impl_->codes[pattern];
   const PCRE2_SIZE* range = pcre2_get_ovector_pointer(match);
   while (from < text.size()) {

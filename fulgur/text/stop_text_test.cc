@@ -7,8 +7,11 @@ namespace {
 
 TEST(StopText, EndsBeforeTheFirstStopHoweverTheTextIsCut) {
   const std::string text = "One\n\nTwo END three";
-  for (auto [stops, expected] : std::vector<std::pair<std::vector<std::string>, std::string>>{
-           {{"END"}, "One\n\nTwo "}, {{"END", "\n\n"}, "One"}, {{"TwoE", "ne\n\nT"}, "O"}, {{"none", "threes", ""}, text}, {{}, text}})
+  for (auto [stops, expected] : std::vector<std::pair<std::vector<std::string>, std::string>>{{{"END"}, "One\n\nTwo "},
+                                                                                              {{"END", "\n\n"}, "One"},
+                                                                                              {{"TwoE", "ne\n\nT"}, "O"},
+                                                                                              {{"none", "threes", ""}, text},
+                                                                                              {{}, text}})
     for (size_t part = 1; part <= text.size(); ++part) {
       StopText stop(stops);
       std::string out;

@@ -99,8 +99,9 @@ class Encoder {
     const Message& m = messages_[i];
     auto where = cat("messages[", i, "]");
     if (thinking() && (i > last_user_ || kept(i))) {
-      FULGUR_CHECK(!m.reasoning_content.empty() || !m.tool_calls.empty(), "[messages] ", where,
-                   ": expected reasoning_content or tool_calls of an assistant behind the last user in thinking mode, got neither");
+      FULGUR_CHECK(
+          !m.reasoning_content.empty() || !m.tool_calls.empty(), "[messages] ", where,
+          ": expected reasoning_content or tool_calls of an assistant behind the last user in thinking mode, got neither");
       out.add_plain(m.reasoning_content), out.add(kThinkEnd);
     }
     out.add_plain(m.content);

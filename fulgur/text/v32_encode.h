@@ -11,8 +11,8 @@ namespace fulgur {
 
 enum class ThinkingMode { chat, thinking };
 
-// Which reasoning of earlier turns stays in the prompt: none behind which a user speaks (paper); or, as DeepSeek's API has it, that
-// of turns with tool calls as well, as long as the client sends it back (api).
+// Which reasoning of earlier turns stays in the prompt: none behind which a user speaks (paper); or, as DeepSeek's API has it,
+// that of turns with tool calls as well, as long as the client sends it back (api).
 enum class Retention { paper, api };
 
 struct EncodeOptions {

@@ -12,8 +12,8 @@
 
 namespace fulgur {
 
-// The strict parser: what DeepSeek's own accepts, and the same of it. Arguments are JSON text, but of values said to be no strings,
-// which stand in it as they were written. Throws InputError that names the byte.
+// The strict parser: what DeepSeek's own accepts, and the same of it. Arguments are JSON text, but of values said to be no
+// strings, which stand in it as they were written. Throws InputError that names the byte.
 Message parse_v32(std::string_view completion, ThinkingMode mode);
 
 // A part of an answer, as it becomes known.
@@ -25,9 +25,9 @@ struct Delta {
 };
 
 // Fed with bytes cut anywhere, it gives whole characters of reasoning, content and calls as soon as no marker can be among them.
-// Of what parse_v32 accepts the parts add up to the same message, whatever the cuts. What it does not accept is read as it was meant: a
-// missing or doubled think tag, blanks and line ends between tags, other quotes and orders of attributes, calls without their
-// block, tags left open, text behind the calls. Markers never become text. Not thread-safe.
+// Of what parse_v32 accepts the parts add up to the same message, whatever the cuts. What it does not accept is read as it was
+// meant: a missing or doubled think tag, blanks and line ends between tags, other quotes and orders of attributes, calls without
+// their block, tags left open, text behind the calls. Markers never become text. Not thread-safe.
 class StreamParser {
  public:
   using OnDelta = std::function<void(const Delta&)>;

@@ -49,7 +49,9 @@ size_t without_line_ends(std::string_view text, size_t end) {
   return end;
 }
 
-bool in_text(const std::string& text, size_t at, std::string_view part) { return std::string_view(text).substr(at).starts_with(part); }
+bool in_text(const std::string& text, size_t at, std::string_view part) {
+  return std::string_view(text).substr(at).starts_with(part);
+}
 
 // An attribute of a tag, in any quotes or none; empty where there is none.
 std::string_view attribute(std::string_view tag, std::string_view name) {
@@ -78,7 +80,8 @@ bool is_json(std::string_view value) {
 }  // namespace
 
 StreamParser::StreamParser(ThinkingMode mode, OnDelta on_delta)
-    : on_delta_(std::move(on_delta)), state_(mode == ThinkingMode::thinking ? State::reasoning : State::content) {
+    : on_delta_(std::move(on_delta)),
+      state_(mode == ThinkingMode::thinking ? State::reasoning : State::content) {
   message_.role = Role::assistant;
 }
 
@@ -101,13 +104,21 @@ void StreamParser::run(bool last) {
     switch (state_) {
       case State::reasoning:
       case State::content:
-      case State::behind: return read_text(last);
-      case State::block: return read_block(last);
-      case State::invoke: return read_name(last);
-      case State::between: return read_between(last);
-      case State::parameter: return read_parameter(last);
-      case State::value: return read_value(last);
-      case State::done: held_.clear(); return false;
+      case State::behind:
+        return read_text(last);
+      case State::block:
+        return read_block(last);
+      case State::invoke:
+        return read_name(last);
+      case State::between:
+        return read_between(last);
+      case State::parameter:
+        return read_parameter(last);
+      case State::value:
+        return read_value(last);
+      case State::done:
+        held_.clear();
+        return false;
     }
     return false;
   };
@@ -223,7 +234,8 @@ bool StreamParser::read_parameter(bool last) {
   auto split = first_of(held_, {kString, kOther});
   size_t end = held_.find(kParameterEnd);
   if (split.at < end && in_text(held_, 0, kFirst)) {
-    begin_value(std::string_view(held_).substr(kFirst.size(), split.at - std::min(split.at, kFirst.size())), split.marker == kString);
+    begin_value(std::string_view(held_).substr(kFirst.size(), split.at - std::min(split.at, kFirst.size())),
+                split.marker == kString);
     return go(State::value, split.at + split.marker.size());
   }
   if (end == kNone && !last) return false;
@@ -265,7 +277,9 @@ bool StreamParser::read_value(bool last) {
   return go(State::between, 0);
 }
 
-void StreamParser::give_value(std::string_view text) { emit(Delta::arguments, string_ ? escape_python_json(text) : std::string(text)); }
+void StreamParser::give_value(std::string_view text) {
+  emit(Delta::arguments, string_ ? escape_python_json(text) : std::string(text));
+}
 
 void StreamParser::begin_value(std::string_view name, bool string) {
   string_ = string;

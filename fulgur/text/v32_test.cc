@@ -40,8 +40,9 @@ bool accepts(const Json& c, const char* outcome) {
 TEST(V32Encoding, PromptsAreThoseOfTheReferenceByteForByte) {
   for (const auto& c : cases("encode_cases.jsonl")) {
     auto prompt = prompt_of(c);
-    bool right = prompt ? (accepts(c, "prompt") && *prompt == c["expected_prompt"]) || (accepts(c, "alt") && *prompt == c["alt_prompt"])
-                        : accepts(c, "error");
+    bool right =
+        prompt ? (accepts(c, "prompt") && *prompt == c["expected_prompt"]) || (accepts(c, "alt") && *prompt == c["alt_prompt"])
+               : accepts(c, "error");
     EXPECT_TRUE(right) << c["id"] << "\n" << prompt.value_or("error") << "\nexpected " << c["expected_prompt"];
   }
 }
@@ -94,7 +95,8 @@ Message streamed(std::string_view text, ThinkingMode mode, const std::vector<siz
 Json streamed_however(const std::string& text, ThinkingMode mode) {
   Json whole = message_json(streamed(text, mode, {}));
   RandomStream random(text.size(), "cuts");
-  for (size_t cut = 1; cut < text.size(); ++cut) EXPECT_EQ(message_json(streamed(text, mode, {cut})), whole) << cut << "\n" << text;
+  for (size_t cut = 1; cut < text.size(); ++cut)
+    EXPECT_EQ(message_json(streamed(text, mode, {cut})), whole) << cut << "\n" << text;
   for (int i = 0; i < 20; ++i) {
     std::vector<size_t> cuts;
     for (size_t at = 1; at < text.size(); ++at)
@@ -132,18 +134,21 @@ std::string arguments_of(const std::string& parameters, const std::string& tail 
 }
 
 TEST(StreamParser, ReadsAttributesHoweverTheyAreWritten) {
-  for (auto tag : {R"( name='a' string='true')", R"( string="true" name="a")", R"(  name = "a"  string="True" )", R"( name=a string=TRUE)",
-                   R"( name="a")"})
+  for (auto tag : {R"( name='a' string='true')", R"( string="true" name="a")", R"(  name = "a"  string="True" )",
+                   R"( name=a string=TRUE)", R"( name="a")"})
     EXPECT_EQ(arguments_of(cat("<@parameter", tag, ">x</@parameter>")), R"({"a": "x"})") << tag;
   EXPECT_EQ(arguments_of("<@parameter string='false' name='a'>[1]</@parameter>"), R"({"a": [1]})");
-  EXPECT_EQ(arguments_of("<@parameter name=\"a\">[1]</@parameter>"), R"({"a": [1]})") << "what is JSON and no string is taken for it";
+  EXPECT_EQ(arguments_of("<@parameter name=\"a\">[1]</@parameter>"), R"({"a": [1]})")
+      << "what is JSON and no string is taken for it";
 }
 
 TEST(StreamParser, ReadsBlanksLineEndsAndTextBetweenTags) {
   const char* want = R"({"a": "x", "b": 2})";
   for (auto between : {"", "\r\n", "\n\n", "\n  ", " and\n"})
     EXPECT_EQ(arguments_of(cat("<@parameter name=\"a\" string=\"true\">x</@parameter>", between,
-                               "<@parameter name=\"b\" string=\"false\">2</@parameter>")), want) << between;
+                               "<@parameter name=\"b\" string=\"false\">2</@parameter>")),
+              want)
+        << between;
 }
 
 TEST(StreamParser, ClosesWhatIsLeftOpen) {
@@ -166,21 +171,30 @@ TEST(StreamParser, AValueMayHoldWhatLooksLikeTags) {
 TEST(StreamParser, KeepsWhatOthersLost) {
   auto both = [&](const char* text, ThinkingMode mode) { return streamed_however(marked(text), mode); };
   auto call = [](const char* reasoning, const char* content, const char* arguments) {
-    return Json{{"reasoning_content", reasoning}, {"content", content}, {"tool_calls", {{{"name", "f"}, {"arguments", arguments}}}}};
+    return Json{
+        {"reasoning_content", reasoning}, {"content", content}, {"tool_calls", {{{"name", "f"}, {"arguments", arguments}}}}};
   };
   EXPECT_EQ(both("<@invoke name=\"f\">\n\n</@invoke>", ThinkingMode::chat), call("", "", "{}")) << "a call without its block";
-  EXPECT_EQ(both("Hm.\n\n<@function_calls>\n<@invoke name=\"f\">\n</@invoke>\n</@function_calls>", ThinkingMode::thinking), call("Hm.", "", "{}"))
+  EXPECT_EQ(both("Hm.\n\n<@function_calls>\n<@invoke name=\"f\">\n</@invoke>\n</@function_calls>", ThinkingMode::thinking),
+            call("Hm.", "", "{}"))
       << "reasoning that is not closed before the calls";
-  EXPECT_EQ(both("So\n<@function_calls>\n<@invoke name=\"f\">\n</@invoke>\n</@function_calls>\nDone.", ThinkingMode::chat), call("", "SoDone.", "{}"))
+  EXPECT_EQ(both("So\n<@function_calls>\n<@invoke name=\"f\">\n</@invoke>\n</@function_calls>\nDone.", ThinkingMode::chat),
+            call("", "SoDone.", "{}"))
       << "text behind the calls";
-  EXPECT_EQ(both("<think>a</think>b", ThinkingMode::thinking), (Json{{"reasoning_content", "a"}, {"content", "b"}, {"tool_calls", Json::array()}}));
-  EXPECT_EQ(both("</think>b</think>c", ThinkingMode::chat), (Json{{"reasoning_content", ""}, {"content", "bc"}, {"tool_calls", Json::array()}}));
-  EXPECT_EQ(both("all of it", ThinkingMode::thinking), (Json{{"reasoning_content", "all of it"}, {"content", ""}, {"tool_calls", Json::array()}}));
-  EXPECT_EQ(both("a </@parameter> b @ c<｜begin▁of▁sentence｜> < d <｜", ThinkingMode::chat)["content"], "a  b  c < d ") << "stray markers";
+  EXPECT_EQ(both("<think>a</think>b", ThinkingMode::thinking),
+            (Json{{"reasoning_content", "a"}, {"content", "b"}, {"tool_calls", Json::array()}}));
+  EXPECT_EQ(both("</think>b</think>c", ThinkingMode::chat),
+            (Json{{"reasoning_content", ""}, {"content", "bc"}, {"tool_calls", Json::array()}}));
+  EXPECT_EQ(both("all of it", ThinkingMode::thinking),
+            (Json{{"reasoning_content", "all of it"}, {"content", ""}, {"tool_calls", Json::array()}}));
+  EXPECT_EQ(both("a </@parameter> b @ c<｜begin▁of▁sentence｜> < d <｜", ThinkingMode::chat)["content"], "a  b  c < d ")
+      << "stray markers";
   for (auto name : {"arguments", "input"})
-    EXPECT_EQ(arguments_of(cat("<@parameter name=\"", name, "\" string=\"false\">{\"x\": 1}</@parameter>")), cat("{\"", name, "\": {\"x\": 1}}"))
+    EXPECT_EQ(arguments_of(cat("<@parameter name=\"", name, "\" string=\"false\">{\"x\": 1}</@parameter>")),
+              cat("{\"", name, "\": {\"x\": 1}}"))
         << "a parameter of this name is one";
-  EXPECT_EQ(arguments_of("<@parameter name=\"a\" string=\"true\">  x \n</@parameter>"), R"({"a": "  x \n"})") << "blanks are of the value";
+  EXPECT_EQ(arguments_of("<@parameter name=\"a\" string=\"true\">  x \n</@parameter>"), R"({"a": "  x \n"})")
+      << "blanks are of the value";
   EXPECT_EQ(arguments_of("<@parameter name=\"a\" string=\"true\">12</@parameter>"), R"({"a": "12"})") << "a string stays one";
 }
 
@@ -193,23 +207,48 @@ TEST(StreamParser, GivesTextAsSoonAsNoMarkerCanBeAmongIt) {
   EXPECT_EQ(after("\xa0 a < b </thin"), (Deltas{{Delta::reasoning, "你 a < b "}}));
   EXPECT_EQ(after("g</think>So\n"), (Deltas{{Delta::reasoning, "</thing"}, {Delta::content, "So"}}));
   EXPECT_EQ(after("\n<@function_calls>\n<@invoke name=\"f\">\n<@parameter"), (Deltas{{Delta::call, "f"}}));
-  EXPECT_EQ(after(" name=\"a\" string=\"true\">one \"two\""), (Deltas{{Delta::arguments, "{\"a\": \""}, {Delta::arguments, "one \\\"two\\\""}}));
+  EXPECT_EQ(after(" name=\"a\" string=\"true\">one \"two\""),
+            (Deltas{{Delta::arguments, "{\"a\": \""}, {Delta::arguments, "one \\\"two\\\""}}));
   EXPECT_EQ(after("\nthree</"), (Deltas{{Delta::arguments, "\\nthree"}}));
   EXPECT_EQ(after("@parameter>\n</@invoke"), (Deltas{{Delta::arguments, "\""}, {Delta::arguments, "}"}}));
 }
 
 // What is no completion at all must not be lost, leak a marker or depend on the cuts either.
 RC_GTEST_PROP(StreamParser, AnyTextIsReadAlikeHoweverItIsCut, ()) {
-  static const std::vector<std::string> kParts{"<think>", "</think>", "<@function_calls>", "\n\n<@function_calls>\n", "</@function_calls>", "<@invoke", " name=\"",
-                                               "f", "\">\n", "<@parameter", "\" string=\"true\">", "\" string=\"false\">", "</@parameter>", "</@invoke>",
-                                               "\n", "<", ">", "/", "@", "｜", "é", "\xe4", "\xbd\xa0", "<｜end▁of▁sentence｜>", " ", "1"};
+  static const std::vector<std::string> kParts{"<think>",
+                                               "</think>",
+                                               "<@function_calls>",
+                                               "\n\n<@function_calls>\n",
+                                               "</@function_calls>",
+                                               "<@invoke",
+                                               " name=\"",
+                                               "f",
+                                               "\">\n",
+                                               "<@parameter",
+                                               "\" string=\"true\">",
+                                               "\" string=\"false\">",
+                                               "</@parameter>",
+                                               "</@invoke>",
+                                               "\n",
+                                               "<",
+                                               ">",
+                                               "/",
+                                               "@",
+                                               "｜",
+                                               "é",
+                                               "\xe4",
+                                               "\xbd\xa0",
+                                               "<｜end▁of▁sentence｜>",
+                                               " ",
+                                               "1"};
   auto which = *rc::gen::container<std::vector<size_t>>(rc::gen::inRange<size_t>(0, kParts.size()));
   std::string text;
   for (size_t i : which) text += marked(kParts[i]);
   auto mode = *rc::gen::element(ThinkingMode::chat, ThinkingMode::thinking);
   auto got = streamed_however(text, mode);
   for (auto field : {"reasoning_content", "content"})
-    for (auto marker : {"<think>", "</think>", "<｜DSML｜", "｜DSML｜"}) RC_ASSERT(got[field].get<std::string>().find(marker) == std::string::npos);
+    for (auto marker : {"<think>", "</think>", "<｜DSML｜", "｜DSML｜"})
+      RC_ASSERT(got[field].get<std::string>().find(marker) == std::string::npos);
 }
 
 Json user(const char* text) { return {{"role", "user"}, {"content", text}}; }
@@ -222,10 +261,15 @@ Json answer(const char* reasoning, const char* text, int calls = 0) {
 
 TEST(V32Encoding, TheApisPolicyKeepsTheReasoningOfTurnsWithCalls) {
   Json messages{user("1"), answer("r1", "a1"), user("2"), answer("r2", "", 1), tool("t"), answer("r3", "a3"), user("3")};
-  auto encode = [&](Retention retention) { return encode_v32(messages_of(messages, "messages"), {ThinkingMode::thinking, retention, false}).text; };
-  std::string call = marked("\n\n<@function_calls>\n<@invoke name=\"f\">\n\n</@invoke>\n</@function_calls><｜end▁of▁sentence｜>\n\n<function_results>\n<result>t"
-                            "</result>\n</function_results>\n\n");
-  std::string first = "<｜User｜>1<｜Assistant｜></think>a1<｜end▁of▁sentence｜><｜User｜>2<｜Assistant｜>", last = "a3<｜end▁of▁sentence｜><｜User｜>3<｜Assistant｜><think>";
+  auto encode = [&](Retention retention) {
+    return encode_v32(messages_of(messages, "messages"), {ThinkingMode::thinking, retention, false}).text;
+  };
+  std::string call = marked(
+      "\n\n<@function_calls>\n<@invoke "
+      "name=\"f\">\n\n</@invoke>\n</@function_calls><｜end▁of▁sentence｜>\n\n<function_results>\n<result>t"
+      "</result>\n</function_results>\n\n");
+  std::string first = "<｜User｜>1<｜Assistant｜></think>a1<｜end▁of▁sentence｜><｜User｜>2<｜Assistant｜>",
+              last = "a3<｜end▁of▁sentence｜><｜User｜>3<｜Assistant｜><think>";
   EXPECT_EQ(encode(Retention::paper), first + "</think>" + call + "</think>" + last);
   EXPECT_EQ(encode(Retention::api), first + "<think>r2</think>" + call + "<think>r3</think>" + last);
   messages[5]["reasoning_content"] = "";  // the client sends it back no more
@@ -253,9 +297,11 @@ TEST(V32Encoding, ErrorsNameTheField) {
   auto call = answer("r", "", 1);
   call["tool_calls"][0]["function"]["arguments"] = "{\"a\": }";
   for (const auto& [messages, expected] : std::vector<std::pair<Json, std::string>>{
-           {Json{{{"role", "narrator"}}}, "messages[0].role: expected system, user, developer, assistant or tool, got \"narrator\""},
+           {Json{{{"role", "narrator"}}},
+            "messages[0].role: expected system, user, developer, assistant or tool, got \"narrator\""},
            {Json{{{"role", "user"}}}, "messages[0].content: expected a string, got null"},
-           {Json{{{"role", "user"}, {"content", {{{"type", "image_url"}}}}}}, "messages[0].content[0]: expected a part {\"type\": \"text\"}"},
+           {Json{{{"role", "user"}, {"content", {{{"type", "image_url"}}}}}},
+            "messages[0].content[0]: expected a part {\"type\": \"text\"}"},
            {Json{user("q"), call}, "messages[1].tool_calls[0].function.arguments: byte 6: expected a value, got '}'"},
            {Json{user("q"), tool("t")}, "messages[1]: expected a call for each tool's result, got result 1 behind 0 calls"},
            {Json{user("q"), answer("", "a")}, "messages[1]: expected reasoning_content or tool_calls"}})
