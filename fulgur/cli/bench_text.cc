@@ -75,13 +75,14 @@ void bench_constraint(const Options& o) {
   Tokenizer tokenizer(o.tokenizer);
   auto tree = std::make_shared<const TokenTree>(tokenizer);
   Engine engine(random_model(tokenizer), {.dense = true, .max_context = 4096});
-  std::ifstream lines(o.schemas);
+  std::ifstream in(o.schemas);
+  std::vector<Json> schemas;
+  for (std::string line; std::getline(in, line);) schemas.push_back(parse_python_json(line, o.schemas));
   std::string written;
   Costs costs;
-  Progress progress("constraint", "schemas", 0);
+  Progress progress("constraint", "schemas", int64_t(schemas.size()));
   int64_t done = 0;
-  for (std::string line; std::getline(lines, line); progress.update(++done)) {
-    Json schema = parse_python_json(line, o.schemas);
+  for (const auto& schema : schemas) {
     auto constraint = std::make_shared<const Constraint>(schema_grammar(schema), tree);
     Constraint fresh(schema_grammar(schema), tree);
     for (int64_t i = 0; i < o.texts; ++i) {
@@ -94,6 +95,7 @@ void bench_constraint(const Options& o) {
       written +=
           dump_python_json({{"schema", schema}, {"text", tokenizer.decode(ids)}, {"finish", finish_name(answer.finish)}}) + "\n";
     }
+    progress.update(++done);
   }
   write_file_atomic(o.out, written);
   FULGUR_CHECK(!costs.mask_us.empty(), "[bench] expected schemas in ", o.schemas, ", got none");
