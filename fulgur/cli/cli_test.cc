@@ -55,7 +55,7 @@ TEST_F(Program, BadFilesExitWith1NameTheFileAndLeaveNothingBehind) {
            {forward(config, "cut.safetensors", input), "cut.safetensors", "cut off"},
            {forward(config, "junk.safetensors", input), "junk.safetensors", "expected a header of at most"},
            {forward(config, weights, weights), "model.safetensors", "expected a tensor tokens, got none"},
-           {run("inspect nowhere"), "nowhere", "expected a model folder or a run directory"},
+           {run("inspect nowhere"), "nowhere", "expected a model folder, a run directory or a GGUF file"},
            {run("inspect --plan none.toml"), "none.toml", ""},
            {run("report nowhere"), "nowhere", "expected a run directory with run.json"},
            {run("data pack nowhere --tokenizer t.json --out s"), "t.json", ""},
@@ -124,7 +124,22 @@ TEST_F(Program, TokenizerSpeaksJsonLines) {
   EXPECT_EQ(first["id"], 7);
   auto decoded = run("tokenizer decode --tokenizer tok.json", first.dump() + "\n");
   EXPECT_EQ(Json::parse(decoded.out)["text"], "line 3 says");
-  EXPECT_NE(encoded.out.find("\"id\":8,\"error\""), std::string::npos) << encoded.out;
+  EXPECT_NE(encoded.out.find("\"id\": 8, \"error\""), std::string::npos) << encoded.out;
+}
+
+TEST_F(Program, EncodeAndParseAreEachOthersWayBack) {
+  auto encoded =
+      run("encode --thinking-mode chat",
+          "{\"id\": 1, \"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}\n{\"messages\": [{\"role\": \"x\"}]}\n");
+  EXPECT_EQ(encoded.code, 0);
+  EXPECT_NE(encoded.out.find("<｜User｜>Hi<｜Assistant｜></think>\"}"), std::string::npos) << encoded.out;
+  EXPECT_NE(encoded.out.find("{\"error\": \"[messages] messages[0].role: expected system"), std::string::npos) << encoded.out;
+  auto parsed =
+      run("parse", "{\"id\": 2, \"completion\": \"Hm.</think>Hello!<｜end▁of▁sentence｜>\"}\n{\"completion\": \"Hm\"}\n");
+  EXPECT_NE(parsed.out.find("{\"id\": 2, \"reasoning_content\": \"Hm.\", \"content\": \"Hello!\", \"tool_calls\": []}"),
+            std::string::npos)
+      << parsed.out;
+  EXPECT_NE(parsed.out.find("{\"error\": \"[parse] byte 0: expected </think>"), std::string::npos) << parsed.out;
 }
 
 TEST_F(Program, ADamagedShardIsNamed) {
