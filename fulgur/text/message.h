@@ -20,11 +20,11 @@ struct ToolCall {
 
 struct Message {
   Role role = Role::user;
-  std::string content;
-  std::string reasoning_content;     // of an assistant
-  std::vector<ToolCall> tool_calls;  // of an assistant
-  std::vector<Json> tools;           // of a system or developer message: each tool's "function"
-  Json response_format;              // of a system or developer message; null: none
+  std::string content = {};
+  std::string reasoning_content = {};     // of an assistant
+  std::vector<ToolCall> tool_calls = {};  // of an assistant
+  std::vector<Json> tools = {};           // of a system or developer message: each tool's "function"
+  Json response_format = {};              // of a system or developer message; null: none
 };
 
 // A message of a request, read by parse_python_json where its numbers are to be printed as they came. `where` names it in errors.
