@@ -7,8 +7,6 @@ namespace fulgur {
 
 namespace {
 
-constexpr int kDeepest = 256;
-
 // Exact up to the text's first fault, behind which the parser does not go.
 void check_depth(std::string_view text, const std::string& name) {
   int depth = 0;
@@ -19,7 +17,7 @@ void check_depth(std::string_view text, const std::string& name) {
     else if (c == '"') quoted = !quoted;
     else if (!quoted && (c == '[' || c == '{')) ++depth;
     else if (!quoted && (c == ']' || c == '}')) --depth;
-    FULGUR_CHECK(depth <= kDeepest, "[json] ", name, ": expected at most ", kDeepest,
+    FULGUR_CHECK(depth <= kDeepestJson, "[json] ", name, ": expected at most ", kDeepestJson,
                  " brackets inside each other, got more at byte ", i);
   }
 }

@@ -9,8 +9,11 @@ namespace fulgur {
 
 using Json = nlohmann::ordered_json;
 
-// `name` stands in the error message: a path, or what the text is. At most 256 brackets inside each other: destroying,
-// copying and printing JSON recurse. `watch` is nlohmann's callback, which sees every value and key.
+// Brackets inside each other, at most: destroying, copying and printing JSON recurse.
+inline constexpr int kDeepestJson = 256;
+
+// `name` stands in the error message: a path, or what the text is. `watch` is nlohmann's callback, which sees every value and
+// key.
 Json parse_json(std::string_view text, const std::string& name, const Json::parser_callback_t& watch = nullptr);
 Json read_json(const std::filesystem::path& path);
 

@@ -10,8 +10,6 @@
 namespace fulgur {
 namespace {
 
-constexpr int kDeepest = 256;
-
 class Reader {
  public:
   Reader(std::string_view text, const std::string& name) : text_(text), name_(name) {}
@@ -42,7 +40,7 @@ class Reader {
   }
 
   Json value(int depth) {
-    if (depth > kDeepest) fail(cat("at most ", kDeepest, " brackets inside each other"));
+    if (depth > kDeepestJson) fail(cat("at most ", kDeepestJson, " brackets inside each other"));
     if (next() == '{') return object(depth);
     if (next() == '[') return array(depth);
     if (next() == '"') return string();

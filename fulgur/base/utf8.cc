@@ -48,6 +48,13 @@ void append_utf8(std::string& out, uint32_t c) {
   }
 }
 
+uint32_t next_code_point(std::string_view text, size_t& at) {
+  uint8_t lead = uint8_t(text[at++]);
+  uint32_t c = lead < 0x80 ? lead : lead < 0xe0 ? lead & 31 : lead < 0xf0 ? lead & 15 : lead & 7;
+  for (; at < text.size() && (text[at] & 0xc0) == 0x80; ++at) c = c << 6 | (text[at] & 63);
+  return c;
+}
+
 size_t invalid_utf8(std::string_view text) {
   size_t at = 0;
   while (at < text.size()) {

@@ -10,6 +10,9 @@ namespace fulgur {
 // Appends the character of a code point.
 void append_utf8(std::string& out, uint32_t c);
 
+// The code point at `at` of valid UTF-8, which moves behind it.
+uint32_t next_code_point(std::string_view text, size_t& at);
+
 // Where the first invalid part begins, text.size() where there is none. A character cut by the end is invalid.
 size_t invalid_utf8(std::string_view text);
 

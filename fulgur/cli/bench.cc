@@ -154,10 +154,9 @@ void bench_ops(const Options& o) {
 }
 
 // A tokenizer of bytes alone: the benchmark's tokens are random, only their lengths in bytes are asked for.
-Tokenizer byte_tokenizer(const fs::path& folder) {
+Tokenizer byte_tokenizer() {
   BpeOptions options{.vocab_size = 257, .special_tokens = {"<eos>"}};
-  write_file_atomic(folder / "tokenizer.json", tokenizer_json(train_bpe({}, options), options, deepseek_patterns()).dump());
-  return Tokenizer(folder / "tokenizer.json");
+  return Tokenizer(vocabulary_of(train_bpe({}, options), options, deepseek_patterns()));
 }
 
 TrainBatch random_batch(int64_t sequences, int64_t context) {
@@ -206,7 +205,7 @@ void bench_train(const Options& o) {
   auto config = model_config(recipe);
   auto folder = fs::temp_directory_path() / cat("fulgur-bench-", getpid());
   fs::create_directories(folder);
-  auto tokenizer = byte_tokenizer(folder);
+  auto tokenizer = byte_tokenizer();
   write_file_atomic(folder / "config.json", config_json(config).dump(2));
   Limits limits;
   print_head(limits);

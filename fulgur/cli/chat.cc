@@ -15,7 +15,6 @@
 #include "fulgur/base/python_json.h"
 #include "fulgur/cli/cli.h"
 #include "fulgur/engine/engine.h"
-#include "fulgur/io/gguf.h"
 #include "fulgur/text/v32_parse.h"
 #include "fulgur/train/checkpoint.h"
 
@@ -26,7 +25,7 @@ struct Options {
   std::string model, system, dtype = "bf16", weights_format = "plain", cache = "plain";
   Request request;
   int64_t context = 8192;
-  bool thinking = true, shell = false, draft = true;
+  bool thinking = true, shell = false;
 };
 
 constexpr const char* kHelp =
@@ -60,11 +59,11 @@ std::string output_of(const std::string& command) {
 
 class Chat {
  public:
-  Chat(const Options& o, const std::filesystem::path& path)
+  Chat(const Options& o, const ModelFiles& files)
       : o_(o),
-        tokenizer_(load_tokenizer(path)),
-        format_(tokenizer_, chat_template(path)),
-        engine_(load_model(path), engine_options(path)) {
+        tokenizer_(files.vocabulary()),
+        format_(tokenizer_, files.chat_template()),
+        engine_(files.load(), engine_options(files.config())) {
     if (o_.shell && !format_.is_v32())
       throw InputError(cat("[chat] expected a model that calls tools for --shell, got ", format_.name()));
     begin();
@@ -95,17 +94,10 @@ class Chat {
   }
 
  private:
-  static std::string chat_template(const std::filesystem::path& path) {
-    if (path.extension() != ".gguf") return "";
-    Gguf file(path);
-    return file.has("tokenizer.chat_template") ? file.text("tokenizer.chat_template") : "";
-  }
-
-  EngineOptions engine_options(const std::filesystem::path& path) const {
-    auto config = load_config(path);
+  EngineOptions engine_options(const ModelConfig& config) const {
     EngineOptions options{.dense = !config.has_indexer(), .bf16 = o_.dtype == "bf16"};
     options.weights = weight_format(o_.weights_format), options.cache = cache_format(o_.cache);
-    options.draft = o_.draft && config.num_nextn_predict_layers > 0;
+    options.draft = config.num_nextn_predict_layers > 0;
     options.max_context = o_.context;
     return options;
   }
@@ -165,7 +157,6 @@ class Chat {
     if (done.finish == Finish::length) std::printf("(the answer's length, or the context, is at its end: /clear begins anew)\n");
     auto message = parser.message();
     if (g_stop) message.tool_calls.clear();
-    if (mode == ThinkingMode::thinking && format_.is_v32() && message.reasoning_content.empty()) message.reasoning_content = " ";
     return message;
   }
 
@@ -225,7 +216,7 @@ bool next_line(std::string& line) {
 }
 
 void chat_command(const Options& o, Common& common) {
-  Chat chat(o, find_model(o.model));
+  Chat chat(o, ModelFiles(find_model(o.model)));
   struct sigaction action = {};
   action.sa_handler = stop_answer;
   sigaction(SIGINT, &action, nullptr);
@@ -258,18 +249,10 @@ void add_chat(CLI::App& app, Common& common) {
   command->add_option("--system", o->system, "Who the assistant is");
   command->add_flag("--shell", o->shell, "The model may ask to run shell commands, each of which you are asked about");
   command->add_flag("!--no-thinking", o->thinking, "Answers without reasoning first");
-  command->add_option("--max-tokens", o->request.max_tokens, "Tokens of an answer at most")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+  add_sampling(*command, o->request);
   command->add_option("--context", o->context, "Tokens of the conversation at most")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  command->add_option("--temperature", o->request.sampling.temperature, "0: the most likely token")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  command->add_option("--top-p", o->request.sampling.top_p, "Sample from the most likely tokens of this probability")
-      ->capture_default_str();
-  command->add_option("--seed", o->request.sampling.seed, "Same seed, same answers")->capture_default_str();
   command->add_option("--dtype", o->dtype, "Activations")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
   add_formats(*command, o->weights_format, o->cache);
   command->footer("Example:\n  fulgur chat --model SmolLM2-135M-Instruct.Q4_1.gguf");

@@ -10,6 +10,10 @@
 
 #include "fulgur/base/json.h"
 
+namespace fulgur {
+struct Request;
+}
+
 namespace fulgur::cli {
 
 // The signal (Ctrl-C or SIGTERM) that asked for an end, or 0; long commands look at it, save and return stop_code(). A
@@ -44,6 +48,9 @@ void add_bench_text(CLI::App& bench);
 
 // What --dtype names: f32 or bf16.
 at::ScalarType type_of(const std::string& dtype);
+
+// Flags of how an answer's tokens are drawn, and how many.
+void add_sampling(CLI::App& command, Request& request);
 
 // Flags --weights-format and --cache, names of ops/formats.h.
 void add_formats(CLI::App& command, std::string& weights, std::string& cache);

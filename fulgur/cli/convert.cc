@@ -6,7 +6,6 @@
 #include "fulgur/base/progress.h"
 #include "fulgur/cli/cli.h"
 #include "fulgur/io/safetensors.h"
-#include "fulgur/model/gguf_model.h"
 #include "fulgur/model/published.h"
 #include "fulgur/train/checkpoint.h"
 
@@ -30,22 +29,21 @@ Json written_config(ModelConfig config, Precision to) {
   return json;
 }
 
-std::string tokenizer_of(const std::filesystem::path& model) {
-  if (model.extension() != ".gguf") return read_file(model / "tokenizer.json");
-  return tokenizer_json(gguf_vocabulary(Gguf(model))).dump(1) + "\n";
-}
-
 void convert(const Options& o, bool json) {
   auto to = precision(o.dtype);
   auto model_path = find_model(o.model);
   FULGUR_CHECK(!std::filesystem::exists(o.out), "[convert] ", o.out, ": expected a folder that is not there yet, got one");
-  auto model = load_model(model_path, /*share_mtp=*/false);
+  ModelFiles files(model_path);
+  auto model = files.load(/*share_mtp=*/false);
   const auto& config = model.config();
   FULGUR_CHECK(config.has_latents() || to != Precision::fp8, "[convert] expected f32 or bf16 for a llama model, got fp8");
   std::filesystem::path folder = o.out + ".new";
   make_empty_folder(folder);
   write_file_atomic(folder / "config.json", written_config(config, to).dump(2) + "\n");
-  write_file_atomic(folder / "tokenizer.json", tokenizer_of(model_path));
+  auto tokenizer = model_path / "tokenizer.json";  // as it is, with what only others read in it
+  write_file_atomic(folder / "tokenizer.json", std::filesystem::exists(tokenizer)
+                                                   ? read_file(tokenizer)
+                                                   : tokenizer_json(files.vocabulary()).dump(1) + "\n");
   uint64_t bytes = 0;
   for (const auto& [file, sum] :
        write_weights(folder, published(export_weights(config, model.weights()), to), int64_t(o.shard * 1e9)))

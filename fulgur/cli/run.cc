@@ -117,7 +117,7 @@ void Run::tokenizer() {
                        .min_frequency = 2,
                        .special_tokens = {"<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"}};
     write_file_atomic(data / "tokenizer.json",
-                      tokenizer_json(train_bpe(words, options), options, deepseek_patterns()).dump(1) + "\n");
+                      tokenizer_json(vocabulary_of(train_bpe(words, options), options, deepseek_patterns())).dump(1) + "\n");
   });
 }
 

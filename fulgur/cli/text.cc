@@ -38,7 +38,7 @@ void train(const TokenizerOptions& options, bool json) {
     });
   BpeOptions bpe{.vocab_size = options.vocab_size, .min_frequency = 2, .special_tokens = options.special};
   auto model = train_bpe(words, bpe);
-  write_file_atomic(options.out, tokenizer_json(model, bpe, deepseek_patterns()).dump(1) + "\n");
+  write_file_atomic(options.out, tokenizer_json(vocabulary_of(model, bpe, deepseek_patterns())).dump(1) + "\n");
   if (json) std::printf("%s\n", Json{{"out", options.out}, {"vocab_size", model.vocab.size()}, {"bytes", bytes}}.dump().c_str());
   else
     std::printf("%s: %zu tokens from %s of text\n", options.out.c_str(), model.vocab.size(),
@@ -63,7 +63,7 @@ void each_case(const std::function<Json(const Json&)>& answer) {
 }
 
 Tokenizer read_tokenizer(const std::filesystem::path& path) {
-  return path.extension() == ".gguf" ? load_tokenizer(path) : Tokenizer(path);
+  return path.extension() == ".gguf" ? Tokenizer(ModelFiles(path).vocabulary()) : Tokenizer(path);
 }
 
 CLI::App* tokenizer_command(CLI::App& parent, const char* name, const char* text, TokenizerOptions& options) {

@@ -49,8 +49,9 @@ std::shared_ptr<const Constraint> constraint_of(const Options& o, const Tokenize
 
 void generate_command(Options o, Common& common) {
   auto folder = find_model(o.model);
-  auto model = load_model(folder);
-  auto tokenizer = load_tokenizer(folder);
+  ModelFiles files(folder);
+  auto model = files.load();
+  Tokenizer tokenizer(files.vocabulary());
   const auto& config = model.config();
   auto prompt = tokenizer.encode(o.prompt, /*parse_special=*/true);
   if (config.bos_token_id >= 0) prompt.insert(prompt.begin(), int32_t(config.bos_token_id));
@@ -102,7 +103,7 @@ void generate_command(Options o, Common& common) {
 
 void inspect_command(const Options& o, bool json) {
   auto folder = find_model(o.model);
-  auto config = load_config(folder);
+  auto config = ModelFiles(folder).config();
   Json out = {{"model", folder.string()}, {"config", config_json(config)}, {"cost", cost_json(config)}};
   if (json) return void(std::printf("%s\n", out.dump().c_str()));
   std::printf("%s\n", folder.c_str());
@@ -111,12 +112,18 @@ void inspect_command(const Options& o, bool json) {
   std::printf("\nparameters  %s, of which a token uses %s; indexers %s, MTP layer %s\n",
               human_count(double(parameters.total)).c_str(), human_count(double(parameters.active)).c_str(),
               human_count(double(parameters.indexers)).c_str(), human_count(double(parameters.mtp)).c_str());
-  std::printf("\n%-10s %14s %14s %14s %14s\n", "position", "dense FLOP", "sparse FLOP", "dense cache B", "sparse cache B");
+  bool sparse = config.has_indexer();
+  std::printf("\n%-10s %14s %14s", "position", "dense FLOP", "dense cache B");
+  std::printf(sparse ? " %14s %14s\n" : "\n", "sparse FLOP", "sparse cache B");
   for (int64_t position = 1024; position <= 131072; position *= 2) {
-    auto dense = token_cost(config, Form::dense, position, 4), sparse = token_cost(config, Form::sparse, position, 4);
-    std::printf("%-10lld %14s %14s %14s %14s\n", static_cast<long long>(position), human_count(dense.flops).c_str(),
-                human_count(sparse.flops).c_str(), human_count(dense.cache_bytes).c_str(),
-                human_count(sparse.cache_bytes).c_str());
+    auto dense = token_cost(config, Form::dense, position, 4);
+    std::printf("%-10lld %14s %14s", static_cast<long long>(position), human_count(dense.flops).c_str(),
+                human_count(dense.cache_bytes).c_str());
+    if (sparse) {
+      auto cost = token_cost(config, Form::sparse, position, 4);
+      std::printf(" %14s %14s", human_count(cost.flops).c_str(), human_count(cost.cache_bytes).c_str());
+    }
+    std::printf("\n");
   }
 }
 
@@ -267,24 +274,27 @@ void indexer_command(const Options& o, bool json) {
 
 }  // namespace
 
+void add_sampling(CLI::App& command, Request& request) {
+  command.add_option("--max-tokens", request.max_tokens, "New tokens at most")->capture_default_str()->check(CLI::PositiveNumber);
+  command.add_option("--temperature", request.sampling.temperature, "0: the most likely token")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  command.add_option("--top-p", request.sampling.top_p, "Sample from the most likely tokens of this probability")
+      ->capture_default_str();
+  command.add_option("--top-k", request.sampling.top_k, "Sample from so many of the most likely tokens; 0: all")
+      ->capture_default_str();
+  command.add_option("--min-p", request.sampling.min_p, "Leave out what is less likely than this share of the likeliest")
+      ->capture_default_str();
+  command.add_option("--seed", request.sampling.seed, "Same seed, same text")->capture_default_str();
+}
+
 void add_generate(CLI::App& app, Common& common) {
   auto o = std::make_shared<Options>();
   o->request.sampling = {.temperature = 0.8, .top_p = 0.95, .seed = 1};
   auto* command = app.add_subcommand("generate", "Text from a model, token by token through the cache");
-  command->add_option("--model", o->model, "Model folder or run directory")->required();
+  command->add_option("--model", o->model, "Model folder, run directory or GGUF file")->required();
   command->add_option("--prompt", o->prompt, "Text to go on from")->required();
-  command->add_option("--max-tokens", o->request.max_tokens, "New tokens at most")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  command->add_option("--temperature", o->request.sampling.temperature, "0: the most likely token")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  command->add_option("--top-p", o->request.sampling.top_p, "Sample from the most likely tokens of this probability")
-      ->capture_default_str();
-  command->add_option("--top-k", o->request.sampling.top_k, "Sample from so many of the most likely tokens; 0: all")
-      ->capture_default_str();
-  command->add_option("--min-p", o->request.sampling.min_p, "Leave out what is less likely than this share of the likeliest")
-      ->capture_default_str();
+  add_sampling(*command, o->request);
   auto* schema = command->add_option("--json-schema", o->schema, "JSON Schema in a file: the answer is JSON that fits it")
                      ->check(CLI::ExistingFile);
   auto* object = command->add_flag("--json-object", o->json_object, "The answer is a JSON object");
@@ -293,7 +303,6 @@ void add_generate(CLI::App& app, Common& common) {
   command->add_option("--top-log-probs", o->request.top_log_probs, "With --json: so many alternatives of each token")
       ->check(CLI::NonNegativeNumber);
   command->add_option("--stop", o->stops, "The answer ends before this text (may be repeated)");
-  command->add_option("--seed", o->request.sampling.seed, "Same seed, same text")->capture_default_str();
   command->add_option("--attention", o->attention, "Form of attention")
       ->capture_default_str()
       ->check(CLI::IsMember({"sparse", "dense"}));

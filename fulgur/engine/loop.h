@@ -31,9 +31,6 @@ struct Sequence {
   int64_t missing() const { return int64_t(tokens.size()) - computed; }
 };
 
-// The tokens a sequence's constraint allows next; empty: all.
-TokenMask allowed_next(const Sequence& sequence);
-
 // The choices that lie in these pages for a text's first tokens.
 Record recorded(const Cache& cache, const std::vector<int32_t>& pages, int64_t positions);
 

@@ -47,12 +47,11 @@ class ByLikelihood {
 };
 
 // What top-k, top-p and min-p leave, ascending; empty: everything.
-std::vector<int32_t> keep(const Sampling& s, std::span<const float> logits, std::span<const double> weight) {
+std::vector<int32_t> keep(const Sampling& s, std::span<const float> logits, std::span<const double> weight, bool constrained) {
   int64_t V = int64_t(logits.size()), most = s.top_k > 0 ? std::min(s.top_k, V) : V, count = 0;
   std::vector<int32_t> kept;
   if (most == V && s.top_p >= 1 && s.min_p <= 0) {
-    bool all = std::none_of(logits.begin(), logits.end(), [](float logit) { return logit == -INFINITY; });
-    for (int32_t token = 0; token < int32_t(V) && !all; ++token)
+    for (int32_t token = 0; token < int32_t(V) && constrained; ++token)
       if (logits[token] > -INFINITY) kept.push_back(token);
     return kept;
   }
@@ -144,7 +143,7 @@ Draw draw(std::span<const float> given, const Sampling& s, const TokenCounts& co
   std::vector<double> weight(logits.size());
   for (size_t i = 0; i < logits.size(); ++i) weight[i] = std::exp(double(logits[i] - top) / s.temperature);
   Draw result;
-  result.kept = keep(s, logits, weight);
+  result.kept = keep(s, logits, weight, !allowed.empty());
   result.token = race(logits, weight, top, s, result.kept, position);
   return result;
 }

@@ -44,8 +44,7 @@ std::span<const float> row_of(const at::Tensor& logits_NV, int64_t row) {
   return {logits_NV.const_data_ptr<float>() + row * V, size_t(V)};
 }
 
-}  // namespace
-
+// The tokens a sequence's constraint allows next; empty: all.
 TokenMask allowed_next(const Sequence& sequence) {
   const auto& request = sequence.request;
   if (!request.constraint) return {};
@@ -55,6 +54,8 @@ TokenMask allowed_next(const Sequence& sequence) {
       if (size_t(id) / 64 < out.size()) out[id / 64] |= uint64_t(1) << id % 64;
   return out;
 }
+
+}  // namespace
 
 void Engine::Loop::step(std::vector<Part> parts) {
   auto hidden_ND = forward(parts);

@@ -9,12 +9,9 @@ namespace {
 constexpr std::string_view kScale = "_scale_inv";
 
 bool is_fp8(const std::string& name, const at::Tensor& tensor) {
-  if (tensor.dim() != 2 || !name.ends_with("_proj.weight")) {
-    bool linear = name.ends_with(".kv_a_proj_with_mqa.weight") || name.ends_with(".indexer.wq_b.weight") ||
-                  name.ends_with(".indexer.wk.weight");
-    return tensor.dim() == 2 && linear;
-  }
-  return !name.ends_with(".weights_proj.weight") && !name.ends_with(".eh_proj.weight");
+  auto ends = [&](auto... end) { return (name.ends_with(end) || ...); };
+  bool linear = ends("_proj.weight", ".kv_a_proj_with_mqa.weight", ".indexer.wq_b.weight", ".indexer.wk.weight");
+  return tensor.dim() == 2 && linear && !ends(".weights_proj.weight", ".eh_proj.weight");
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "fulgur/base/error.h"
+#include "fulgur/base/utf8.h"
 
 namespace fulgur {
 
@@ -62,12 +63,7 @@ void add_characters(uint32_t low, uint32_t high, int continuations, std::vector<
 
 std::vector<uint32_t> code_points(std::string_view text) {
   std::vector<uint32_t> out;
-  for (size_t i = 0; i < text.size();) {
-    uint8_t lead = uint8_t(text[i++]);
-    uint32_t c = lead < 0x80 ? lead : lead < 0xe0 ? lead & 31 : lead < 0xf0 ? lead & 15 : lead & 7;
-    for (; i < text.size() && (text[i] & 0xc0) == 0x80; ++i) c = c << 6 | (text[i] & 63);
-    out.push_back(c);
-  }
+  for (size_t at = 0; at < text.size();) out.push_back(next_code_point(text, at));
   return out;
 }
 

@@ -69,21 +69,17 @@ Expr otherwise(const std::vector<std::string>& names) {
   std::map<std::string, std::vector<std::string>> behind;  // by the next character
   bool may_end = true;
   for (const auto& name : names) {
-    if (name.empty()) may_end = false;
-    else {
-      size_t size = 1;
-      while (size < name.size() && (name[size] & 0xc0) == 0x80) ++size;
-      behind[name.substr(0, size)].push_back(name.substr(size));
+    size_t size = 0;
+    if (name.empty()) {
+      may_end = false;
+      continue;
     }
+    uint32_t c = next_code_point(name, size);
+    begun.push_back({c, c});
+    if (both({{c, c}}, kEscaped).empty()) behind[name.substr(0, size)].push_back(name.substr(size));
   }
   std::vector<Expr> choices;
-  for (const auto& [character, rest] : behind) {
-    uint8_t lead = uint8_t(character[0]);
-    uint32_t c = lead < 0x80 ? lead : lead < 0xe0 ? lead & 31 : lead < 0xf0 ? lead & 15 : lead & 7;
-    for (size_t i = 1; i < character.size(); ++i) c = c << 6 | (character[i] & 63);
-    begun.push_back({c, c});
-    if (both({{c, c}}, kEscaped).empty()) choices.push_back(sequence({literal(character), otherwise(rest)}));
-  }
+  for (const auto& [character, rest] : behind) choices.push_back(sequence({literal(character), otherwise(rest)}));
   auto plain = [](const CodePoints& without) { return one_of(complement(without)); };
   choices.push_back(sequence({plain(begun), repeat(plain(kEscaped), 0)}));
   if (may_end) choices.push_back(nothing());

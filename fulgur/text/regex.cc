@@ -96,12 +96,7 @@ class Reader {
     return character_({{c, c}});
   }
 
-  uint32_t code_point() {
-    uint8_t lead = uint8_t(text_[at_++]);
-    uint32_t c = lead < 0x80 ? lead : lead < 0xe0 ? lead & 31 : lead < 0xf0 ? lead & 15 : lead & 7;
-    for (; more() && (text_[at_] & 0xc0) == 0x80; ++at_) c = c << 6 | (text_[at_] & 63);
-    return c;
-  }
+  uint32_t code_point() { return next_code_point(text_, at_); }
 
   CodePoints escape() {
     ++at_;

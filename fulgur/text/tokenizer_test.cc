@@ -204,7 +204,7 @@ TEST(TrainBpe, TheFileItWritesEncodesWithItsMerges) {
   WordCounts words{{"hello", 10}, {" hell", 7}, {"\xff\xfe", 3}};
   BpeOptions options{.vocab_size = 270, .min_frequency = 1, .special_tokens = {"<s>"}};
   auto path = std::filesystem::path(testing::TempDir()) / "trained.json";
-  write_file_atomic(path, tokenizer_json(train_bpe(words, options), options, deepseek_patterns()).dump());
+  write_file_atomic(path, tokenizer_json(vocabulary_of(train_bpe(words, options), options, deepseek_patterns())).dump());
   Tokenizer tokenizer(path);
   EXPECT_EQ(tokenizer.encode("hello").size(), 1u);
   EXPECT_EQ(tokenizer.encode("<s>", true), std::vector<int32_t>{0});

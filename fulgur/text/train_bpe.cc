@@ -137,41 +137,21 @@ const std::vector<std::string>& deepseek_patterns() {
   return patterns;
 }
 
-Json tokenizer_json(const BpeModel& model, const BpeOptions& options, const std::vector<std::string>& patterns) {
-  Json splits = Json::array();
-  for (const auto& pattern : patterns)
-    splits.push_back({{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", false}});
-  splits.push_back({{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}});
-  Json added = Json::array(), vocab = Json::object(), merges = Json::array();
-  for (size_t i = 0; i < model.vocab.size(); ++i) vocab[model.vocab[i]] = i;
-  for (size_t i = 0; i < options.special_tokens.size(); ++i)
-    added.push_back({{"id", i},
-                     {"content", options.special_tokens[i]},
-                     {"single_word", false},
-                     {"lstrip", false},
-                     {"rstrip", false},
-                     {"normalized", false},
-                     {"special", true}});
-  for (const auto& [left, right] : model.merges) merges.push_back({left, right});
-  return {{"version", "1.0"},
-          {"truncation", nullptr},
-          {"padding", nullptr},
-          {"added_tokens", added},
-          {"normalizer", nullptr},
-          {"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", splits}}},
-          {"post_processor", nullptr},
-          {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
-          {"model",
-           {{"type", "BPE"},
-            {"dropout", nullptr},
-            {"unk_token", nullptr},
-            {"continuing_subword_prefix", nullptr},
-            {"end_of_word_suffix", nullptr},
-            {"fuse_unk", false},
-            {"byte_fallback", false},
-            {"ignore_merges", false},
-            {"vocab", vocab},
-            {"merges", merges}}}};
+Vocabulary vocabulary_of(const BpeModel& model, const BpeOptions& options, const std::vector<std::string>& patterns) {
+  Vocabulary out;
+  std::unordered_map<std::string, int32_t> ids;
+  bool byte_level;
+  for (size_t i = 0; i < model.vocab.size(); ++i) {
+    bool special = i < options.special_tokens.size();
+    ids[model.vocab[i]] = int32_t(i);
+    out.tokens.push_back(special ? model.vocab[i] : token_bytes(model.vocab[i], byte_level));
+    if (special) out.added.push_back({model.vocab[i], int32_t(i), /*special=*/true, /*normalized=*/false});
+  }
+  out.known.assign(out.tokens.size(), true);
+  for (const auto& character : byte_characters()) out.byte_ids.push_back(ids.at(character));
+  for (const auto& [left, right] : model.merges) out.merges.push_back({ids.at(left), ids.at(right), ids.at(left + right)});
+  out.patterns = patterns;
+  return out;
 }
 
 }  // namespace fulgur

@@ -1,4 +1,4 @@
-// Trains byte-level BPE: the merges Hugging Face's BpeTrainer finds, and the file it writes.
+// Trains byte-level BPE: the merges Hugging Face's BpeTrainer finds.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "fulgur/base/json.h"
+#include "fulgur/text/vocabulary.h"
 
 namespace fulgur {
 
@@ -34,7 +34,7 @@ BpeModel train_bpe(const WordCounts& words, const BpeOptions& options);
 // The pattern set DeepSeek's own tokenizer uses: digits by three, CJK runs, then words and punctuation.
 const std::vector<std::string>& deepseek_patterns();
 
-// A tokenizer.json with these Split patterns, readable by Hugging Face tokenizers and by Tokenizer.
-Json tokenizer_json(const BpeModel& model, const BpeOptions& options, const std::vector<std::string>& patterns);
+// With these patterns, for Tokenizer, and for tokenizer_json.
+Vocabulary vocabulary_of(const BpeModel& model, const BpeOptions& options, const std::vector<std::string>& patterns);
 
 }  // namespace fulgur

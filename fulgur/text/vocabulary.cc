@@ -167,7 +167,7 @@ Json tokenizer_json(const Vocabulary& v) {
   for (const auto& token : v.added) is_added[token.id] = true;
   for (size_t id = 0; id < v.tokens.size(); ++id)
     if (v.known[id]) vocab[is_added[id] ? v.tokens[id] : characters(v.tokens[id])] = id;
-  for (const auto& merge : v.merges) merges.push_back(characters(v.tokens[merge.left]) + " " + characters(v.tokens[merge.right]));
+  for (const auto& merge : v.merges) merges.push_back({characters(v.tokens[merge.left]), characters(v.tokens[merge.right])});
   for (const auto& token : v.added)
     added.push_back({{"id", token.id},
                      {"content", token.text},

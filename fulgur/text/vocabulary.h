@@ -37,7 +37,7 @@ struct Vocabulary {
 // Llama-3, Qwen and GPT-2 families. Throws InputError that names the file and what it has instead.
 Vocabulary read_tokenizer_json(const std::filesystem::path& path);
 
-// The other way.
+// The other way, readable by Hugging Face's tokenizers too.
 Json tokenizer_json(const Vocabulary& vocabulary);
 
 // A vocabulary as GGUF keeps it: tokens and merges in byte-level characters, and which pre-tokenizer, by llama.cpp's name. `type`

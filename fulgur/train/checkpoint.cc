@@ -37,24 +37,39 @@ fs::path find_model(const fs::path& path, const std::string& stage) {
                    "give a folder with config.json and model.safetensors, or the --out folder of a training run");
 }
 
-Transformer load_model(const fs::path& folder, bool share_mtp, const Json& changes) {
-  if (is_gguf(folder)) {
-    Gguf file(folder);
-    auto config = gguf_config(file);
-    return Transformer(config, import_weights(config, gguf_tensors(file, config), share_mtp));
+ModelFiles::ModelFiles(const fs::path& model) : path_(model) {
+  if (is_gguf(model)) gguf_.emplace(model);
+}
+
+ModelConfig ModelFiles::config() const { return gguf_ ? gguf_config(*gguf_) : read_config(path_ / "config.json"); }
+
+Transformer ModelFiles::load(bool share_mtp, const Json& changes) const {
+  if (gguf_) {
+    auto config = gguf_config(*gguf_);
+    return Transformer(config, import_weights(config, gguf_tensors(*gguf_, config), share_mtp));
   }
-  Json json = read_json(folder / "config.json");
+  Json json = read_json(path_ / "config.json");
   for (const auto& [key, value] : changes.items()) json[key] = value;
-  auto config = parse_config(json, (folder / "config.json").string());
-  return Transformer(config, import_weights(config, unpublished(read_weights(folder)), share_mtp));
+  auto config = parse_config(json, (path_ / "config.json").string());
+  return Transformer(config, import_weights(config, unpublished(read_weights(path_)), share_mtp));
 }
 
-ModelConfig load_config(const fs::path& model) {
-  return is_gguf(model) ? gguf_config(Gguf(model)) : read_config(model / "config.json");
+Vocabulary ModelFiles::vocabulary() const {
+  return gguf_ ? gguf_vocabulary(*gguf_) : read_tokenizer_json(path_ / "tokenizer.json");
 }
 
-Tokenizer load_tokenizer(const fs::path& model) {
-  return is_gguf(model) ? Tokenizer(gguf_vocabulary(Gguf(model))) : Tokenizer(model / "tokenizer.json");
+std::string ModelFiles::chat_template() const {
+  const char* key = "tokenizer.chat_template";
+  if (gguf_) return gguf_->has(key) ? gguf_->text(key) : "";
+  if (fs::exists(path_ / "chat_template.jinja")) return read_file(path_ / "chat_template.jinja");
+  if (!fs::exists(path_ / "tokenizer_config.json")) return "";
+  Json config = read_json(path_ / "tokenizer_config.json");
+  return config.is_object() && config.contains("chat_template") && config["chat_template"].is_string() ? config["chat_template"]
+                                                                                                       : "";
+}
+
+Transformer load_model(const fs::path& model, bool share_mtp, const Json& changes) {
+  return ModelFiles(model).load(share_mtp, changes);
 }
 
 }  // namespace fulgur

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 
+#include "fulgur/io/gguf.h"
 #include "fulgur/model/transformer.h"
 #include "fulgur/text/tokenizer.h"
 #include "fulgur/train/checkpoint_files.h"
@@ -19,9 +21,21 @@ void save_checkpoint(const std::filesystem::path& folder, Transformer& model, co
 // A GGUF file, or the folder itself when it is a model; of a run directory the newest whole checkpoint (of `stage` where given).
 std::filesystem::path find_model(const std::filesystem::path& path, const std::string& stage = "");
 
-// Of what find_model gives. `changes` are keys of config.json that take the place of the folder's.
+// What find_model gave, opened once. Throws InputError that names what is missing or does not fit.
+class ModelFiles {
+ public:
+  explicit ModelFiles(const std::filesystem::path& model);
+  ModelConfig config() const;
+  // `changes` are keys of config.json that take the place of the folder's.
+  Transformer load(bool share_mtp = true, const Json& changes = Json::object()) const;
+  Vocabulary vocabulary() const;
+  std::string chat_template() const;  // empty where there is none
+
+ private:
+  std::filesystem::path path_;
+  std::optional<Gguf> gguf_;  // else it is a folder
+};
+
 Transformer load_model(const std::filesystem::path& model, bool share_mtp = true, const Json& changes = Json::object());
-ModelConfig load_config(const std::filesystem::path& model);
-Tokenizer load_tokenizer(const std::filesystem::path& model);
 
 }  // namespace fulgur

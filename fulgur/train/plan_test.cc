@@ -39,7 +39,8 @@ class Plan : public testing::Test {
     if (!install_arena()) GTEST_SKIP() << "no arena";
     fs::create_directories(folder);
     BpeOptions options{.vocab_size = 257, .special_tokens = {"<eos>"}};
-    write_file_atomic(folder / "tokenizer.json", tokenizer_json(train_bpe({}, options), options, deepseek_patterns()).dump());
+    write_file_atomic(folder / "tokenizer.json",
+                      tokenizer_json(vocabulary_of(train_bpe({}, options), options, deepseek_patterns())).dump());
   }
   void TearDown() override { fs::remove_all(folder); }
 

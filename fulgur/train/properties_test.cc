@@ -32,7 +32,8 @@ struct Corpus {
     fs::remove_all(folder);
     fs::create_directories(folder);
     BpeOptions options{.vocab_size = 258, .special_tokens = {"<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"}};
-    write_file_atomic(folder / "tokenizer.json", tokenizer_json(train_bpe({}, options), options, deepseek_patterns()).dump());
+    write_file_atomic(folder / "tokenizer.json",
+                      tokenizer_json(vocabulary_of(train_bpe({}, options), options, deepseek_patterns())).dump());
     std::string lines;
     for (const auto& text : texts) lines += Json{{"text", text}}.dump() + "\n";
     write_file_atomic(folder / "text.jsonl", lines);

@@ -61,7 +61,8 @@ class BatchesTest : public testing::Test {
   void SetUp() override {
     fs::create_directories(folder / "text");
     BpeOptions options{.vocab_size = 258, .special_tokens = {"<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"}};
-    write_file_atomic(folder / "tokenizer.json", tokenizer_json(train_bpe({}, options), options, deepseek_patterns()).dump());
+    write_file_atomic(folder / "tokenizer.json",
+                      tokenizer_json(vocabulary_of(train_bpe({}, options), options, deepseek_patterns())).dump());
     for (int i = 0; i < 30; ++i) {
       auto name = cat(i < 10 ? "0" : "", i);
       write_file_atomic(folder / "text" / (name + ".txt"), std::string(1 + i * 7 % 90, char('A' + i)));
