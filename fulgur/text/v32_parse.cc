@@ -61,13 +61,10 @@ class Strict {
     }
   }
 
-  // ' name="NAME">' and a line end. The reference's pattern lets one more line end pass.
   std::string name(std::string_view header) const {
-    constexpr std::string_view kFirst = " name=\"", kLast = "\">\n";
-    if (header.size() >= kLast.size() && header.ends_with("\n\n")) header.remove_suffix(1);
-    check(header.size() >= kFirst.size() + kLast.size() && header.starts_with(kFirst) && header.ends_with(kLast),
-          "name=\"...\" of a call, '>' and a line end");
-    return std::string(header.substr(kFirst.size(), header.size() - kFirst.size() - kLast.size()));
+    auto found = call_name(header);
+    check(found.has_value(), "name=\"...\" of a call, '>' and a line end");
+    return std::string(*found);
   }
 
   std::string arguments() {
@@ -76,13 +73,12 @@ class Strict {
     while (stop_ == kParameter) {
       auto parameter = until({kParameterEnd});
       if (parameter.ends_with("<\n")) parameter.remove_suffix(1);
-      constexpr std::string_view kFirst = " name=\"", kString = "\" string=\"true\">", kOther = "\" string=\"false\">";
-      size_t split = std::min(parameter.find(kString), parameter.find(kOther));
-      check(!stop_.empty() && split < parameter.size() && parameter.starts_with(kFirst) && parameter.ends_with('<'),
+      size_t split = std::min(parameter.find(kIsString), parameter.find(kIsOther));
+      check(!stop_.empty() && split < parameter.size() && parameter.starts_with(kName) && parameter.ends_with('<'),
             "name=\"...\" string=\"true|false\">...</ of a parameter");
-      bool string = parameter.substr(split).starts_with(kString);
-      std::string key(parameter.substr(kFirst.size(), split - kFirst.size()));
-      auto value = parameter.substr(split + (string ? kString : kOther).size());
+      bool string = parameter.substr(split).starts_with(kIsString);
+      std::string key(parameter.substr(kName.size(), split - kName.size()));
+      auto value = parameter.substr(split + (string ? kIsString : kIsOther).size());
       value.remove_suffix(1);
       check(std::find(names.begin(), names.end(), key) == names.end(), "each parameter once");
       out += cat(names.empty() ? "" : ", ", '"', escape_python_json(key), "\": ");

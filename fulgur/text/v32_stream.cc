@@ -197,20 +197,14 @@ bool StreamParser::read_block(bool last) {
 
 // A call's name, once the tag behind it has come.
 bool StreamParser::read_name(bool last) {
-  constexpr std::string_view kFirst = " name=\"";
   auto found = first_of(held_, {kParameter, kInvokeEnd});
   if (found.at == kNone && !last) return false;
-  auto header = std::string_view(held_).substr(0, found.at);
-  std::string name;
   size_t end = std::min(found.at, held_.size());
-  auto exact = header.ends_with("\n\n") ? header.substr(0, header.size() - 1) : header;
-  if (exact.starts_with(kFirst) && exact.ends_with("\">\n") && exact.size() >= kFirst.size() + 3) {
-    name = exact.substr(kFirst.size(), exact.size() - kFirst.size() - 3);
-  } else {
-    end = std::min(end, first_of(held_, {kInvoke, kBlockEnd, kEos}).at);
-    name = attribute(header.substr(0, end), "name");
-    if (last && end == held_.size() && name.empty()) return false;  // the text ends in it
-  }
+  auto header = std::string_view(held_).substr(0, end);
+  auto exact = call_name(header);
+  if (!exact) end = std::min(end, first_of(header, {kInvoke, kBlockEnd, kEos}).at);
+  std::string name(exact ? *exact : attribute(header.substr(0, end), "name"));
+  if (!exact && last && end == held_.size() && name.empty()) return false;  // the text ends in it
   in_call_ = true, first_argument_ = true;
   emit(Delta::call, name);
   return go(State::between, end);
@@ -230,12 +224,11 @@ bool StreamParser::read_between(bool last) {
 
 // A parameter's attributes. What is not written as it should be is read when its end is known.
 bool StreamParser::read_parameter(bool last) {
-  constexpr std::string_view kFirst = " name=\"", kString = "\" string=\"true\">", kOther = "\" string=\"false\">";
-  auto split = first_of(held_, {kString, kOther});
+  auto split = first_of(held_, {kIsString, kIsOther});
   size_t end = held_.find(kParameterEnd);
-  if (split.at < end && in_text(held_, 0, kFirst)) {
-    begin_value(std::string_view(held_).substr(kFirst.size(), split.at - std::min(split.at, kFirst.size())),
-                split.marker == kString);
+  if (split.at < end && in_text(held_, 0, kName)) {
+    begin_value(std::string_view(held_).substr(kName.size(), split.at - std::min(split.at, kName.size())),
+                split.marker == kIsString);
     return go(State::value, split.at + split.marker.size());
   }
   if (end == kNone && !last) return false;
