@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
+#include <latch>
 #include <numeric>
 
 #include "fulgur/base/error.h"
@@ -71,10 +72,27 @@ void measure(const Constraint& constraint, const std::vector<int32_t>& ids, Cost
   }
 }
 
+// Answers to one-token prompts, all at once.
+std::vector<std::pair<std::vector<int32_t>, Finish>> answers(Engine& engine, std::shared_ptr<const Constraint> constraint,
+                                                             int64_t count, uint64_t seed) {
+  std::vector<std::pair<std::vector<int32_t>, Finish>> out(count);
+  std::latch ended(count);
+  for (int64_t i = 0; i < count; ++i) {
+    Request request{.prompt = {int32_t(i)}, .max_tokens = 4000, .constraint = constraint};
+    request.sampling.seed = seed + uint64_t(i);
+    engine.submit(std::move(request), [&, i](const Event& event) {
+      if (event.token) out[i].first.push_back(event.token->id);
+      if (event.finish) out[i].second = *event.finish, ended.count_down();
+    });
+  }
+  ended.wait();
+  return out;
+}
+
 void bench_constraint(const Options& o) {
   Tokenizer tokenizer(o.tokenizer);
   auto tree = std::make_shared<const TokenTree>(tokenizer);
-  Engine engine(random_model(tokenizer), {.dense = true, .max_context = 4096});
+  Engine engine(random_model(tokenizer), {.dense = true, .max_context = 4096, .cache_bytes = int64_t(1) << 28});
   std::ifstream in(o.schemas);
   std::vector<Json> schemas;
   for (std::string line; std::getline(in, line);) schemas.push_back(parse_python_json(line, o.schemas));
@@ -85,15 +103,9 @@ void bench_constraint(const Options& o) {
   for (const auto& schema : schemas) {
     auto constraint = std::make_shared<const Constraint>(schema_grammar(schema), tree);
     Constraint fresh(schema_grammar(schema), tree);
-    for (int64_t i = 0; i < o.texts; ++i) {
-      Request request{.prompt = {int32_t(i)}, .max_tokens = 4000, .constraint = constraint};
-      request.sampling.seed = uint64_t(done * o.texts + i);
-      auto answer = complete(engine, request);
-      std::vector<int32_t> ids;
-      for (const auto& token : answer.tokens) ids.push_back(token.id);
+    for (const auto& [ids, finish] : answers(engine, constraint, o.texts, uint64_t(done * o.texts))) {
       measure(fresh, ids, costs);
-      written +=
-          dump_python_json({{"schema", schema}, {"text", tokenizer.decode(ids)}, {"finish", finish_name(answer.finish)}}) + "\n";
+      written += dump_python_json({{"schema", schema}, {"text", tokenizer.decode(ids)}, {"finish", finish_name(finish)}}) + "\n";
     }
     progress.update(++done);
   }

@@ -1,6 +1,7 @@
 #include "fulgur/engine/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numeric>
 
@@ -23,73 +24,84 @@ class Noise {
   uint64_t key_;
 };
 
-// Token ids, the likeliest first, as many as are asked for: a heap, because few are.
-class ByLikelihood {
- public:
-  explicit ByLikelihood(std::span<const float> logits) : less_{logits}, rest_(logits.size()) {
-    std::iota(rest_.begin(), rest_.end(), 0);
-    std::make_heap(rest_.begin(), rest_.end(), less_);
-  }
-  int32_t next() {
-    std::pop_heap(rest_.begin(), rest_.end(), less_);
-    int32_t token = rest_.back();
-    rest_.pop_back();
-    return token;
-  }
-
- private:
-  struct Less {
-    std::span<const float> logits;
-    bool operator()(int32_t a, int32_t b) const { return logits[a] < logits[b] || (logits[a] == logits[b] && a > b); }
-  };
-  Less less_;
-  std::vector<int32_t> rest_;
+// The larger logit first, of equal ones the smaller index.
+struct Likelier {
+  std::span<const float> logits;
+  bool operator()(int32_t a, int32_t b) const { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); }
 };
 
-// What top-k, top-p and min-p leave, ascending; empty: everything.
-std::vector<int32_t> keep(const Sampling& s, std::span<const float> logits, std::span<const double> weight, bool constrained) {
-  int64_t V = int64_t(logits.size()), most = s.top_k > 0 ? std::min(s.top_k, V) : V, count = 0;
-  std::vector<int32_t> kept;
-  if (most == V && s.top_p >= 1 && s.min_p <= 0) {
-    for (int32_t token = 0; token < int32_t(V) && constrained; ++token)
-      if (logits[token] > -INFINITY) kept.push_back(token);
-    return kept;
+// What a draw chooses among: tokens that are allowed, ascending, by their index here.
+struct Candidates {
+  std::vector<int32_t> ids;  // empty: index and token are the same
+  std::vector<float> logits;
+
+  int32_t token(int32_t index) const { return ids.empty() ? index : ids[index]; }
+};
+
+Candidates candidates(std::span<const float> logits, std::span<const uint64_t> allowed) {
+  Candidates c;
+  if (allowed.empty()) return c.logits.assign(logits.begin(), logits.end()), c;
+  for (size_t word = 0; word < allowed.size(); ++word)
+    for (uint64_t bits = allowed[word]; bits != 0; bits &= bits - 1)
+      if (size_t token = word * 64 + std::countr_zero(bits); token < logits.size()) c.ids.push_back(int32_t(token));
+  for (int32_t token : c.ids) c.logits.push_back(logits[token]);
+  return c;
+}
+
+// How many of `order` are the fewest likeliest that hold `share` of the weight of all; they come first, in any order.
+// Quickselect: a full sort of a large vocabulary would take longer than the model.
+size_t fewest(std::vector<int32_t>& order, const Likelier& likelier, const std::vector<float>& weight, double share) {
+  auto sum = [&](size_t first, size_t last) {
+    double total = 0;
+    for (size_t i = first; i < last; ++i) total += weight[order[i]];
+    return total;
+  };
+  double wanted = share * sum(0, order.size());
+  size_t first = 0, last = order.size();  // the last one kept lies between
+  for (double held = 0; last - first > 1;) {
+    size_t middle = first + (last - first) / 2;
+    std::nth_element(order.begin() + first, order.begin() + middle, order.begin() + last, likelier);
+    double half = sum(first, middle);
+    if (held + half >= wanted) last = middle;
+    else held += half, first = middle;
   }
-  ByLikelihood order(logits);
-  double total = 0, held = 0;
-  if (most == V) total = std::accumulate(weight.begin(), weight.end(), 0.0);
-  else
-    while (int64_t(kept.size()) < most) kept.push_back(order.next()), total += weight[kept.back()];
-  for (; count < most; ++count) {
-    if (count == int64_t(kept.size())) kept.push_back(order.next());
-    double next = weight[kept[count]];
-    if (logits[kept[count]] == -INFINITY) break;
-    if (count > 0 && ((s.top_p < 1 && held >= s.top_p * total) || next < s.min_p * weight[kept[0]])) break;
-    held += next;
+  return last;
+}
+
+// What top-k, top-p and min-p leave, indices ascending.
+std::vector<int32_t> keep(const Sampling& s, const std::vector<float>& logits, const std::vector<float>& weight) {
+  std::vector<int32_t> order;
+  for (int32_t i = 0; i < int32_t(logits.size()); ++i)
+    if (logits[i] > -INFINITY) order.push_back(i);
+  Likelier likelier{logits};
+  if (s.top_k > 0 && s.top_k < int64_t(order.size())) {
+    std::nth_element(order.begin(), order.begin() + s.top_k, order.end(), likelier);
+    order.resize(s.top_k);
   }
-  kept.resize(count);
-  std::sort(kept.begin(), kept.end());
-  return kept;
+  if (s.top_p < 1) order.resize(fewest(order, likelier, weight, s.top_p));
+  std::erase_if(order, [&](int32_t i) { return weight[i] < s.min_p; });  // the likeliest one's weight is 1
+  std::sort(order.begin(), order.end());
+  return order;
 }
 
 // argmax of logit / T + Gumbel noise, which draws from the softmax. The noise -log(-log u) exceeds x only where 1 - u < e^-x, so
 // most tokens are out of the race before a logarithm is taken.
-int32_t race(std::span<const float> logits, std::span<const double> weight, float top, const Sampling& s,
-             const std::vector<int32_t>& kept, uint64_t position) {
+int32_t race(const Candidates& c, const std::vector<float>& weight, float top, const Sampling& s,
+             const std::vector<int32_t>* kept, uint64_t position) {
   Noise noise(s.seed, position);
   double best = -INFINITY, room = INFINITY;  // room: e^(top - best), both divided by T
   int32_t winner = -1;
-  auto enter = [&](int32_t token) {
-    double u = noise(token);
-    if (winner >= 0 && 1 - u >= weight[token] * room) return;
-    double score = double(logits[token] - top) / s.temperature - std::log(-std::log(u));
+  auto enter = [&](int32_t i) {
+    double u = noise(c.token(i));
+    if (winner >= 0 && 1 - u >= weight[i] * room) return;
+    double score = double(c.logits[i] - top) / s.temperature - std::log(-std::log(u));
     if (score <= best && winner >= 0) return;
-    best = score, winner = token, room = std::exp(-best) * (1 + 1e-9);
+    best = score, winner = i, room = std::exp(-best) * (1 + 1e-5);  // weights are rounded
   };
-  if (kept.empty())
-    for (int32_t token = 0; token < int32_t(logits.size()); ++token) enter(token);
+  if (kept)
+    for (int32_t i : *kept) enter(i);
   else
-    for (int32_t token : kept) enter(token);
+    for (int32_t i = 0; i < int32_t(c.logits.size()); ++i) enter(i);
   return winner;
 }
 
@@ -125,34 +137,38 @@ void penalise(const Sampling& s, const TokenCounts& counts, std::vector<float>& 
   }
 }
 
-Draw draw(std::span<const float> given, const Sampling& s, const TokenCounts& counts, uint64_t position,
+Draw draw(std::span<const float> logits, const Sampling& s, const TokenCounts& counts, uint64_t position,
           std::span<const uint64_t> allowed) {
   std::vector<float> changed;
-  auto logits = given;
-  if (s.penalises() || !s.logit_bias.empty() || !allowed.empty()) {
-    changed.assign(given.begin(), given.end());
+  if (s.penalises() || !s.logit_bias.empty()) {
+    changed.assign(logits.begin(), logits.end());
     if (s.penalises()) penalise(s, counts, changed);
     for (auto [token, bias] : s.logit_bias) changed[token] = float(changed[token] + bias);
-    for (size_t token = 0; token < changed.size() && !allowed.empty(); ++token)
-      if (token / 64 >= allowed.size() || !(allowed[token / 64] >> token % 64 & 1)) changed[token] = -INFINITY;
     logits = changed;
   }
-  int32_t best = int32_t(std::max_element(logits.begin(), logits.end()) - logits.begin());
-  if (s.temperature == 0) return {best, {}};
-  float top = logits[best];
-  std::vector<double> weight(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) weight[i] = std::exp(double(logits[i] - top) / s.temperature);
+  Candidates c = candidates(logits, allowed);
+  int32_t best = int32_t(std::max_element(c.logits.begin(), c.logits.end()) - c.logits.begin());
+  if (s.temperature == 0) return {c.token(best), {}};
+  float top = c.logits[best], inverse = float(1 / s.temperature);
+  std::vector<float> weight(c.logits.size());
+  for (size_t i = 0; i < weight.size(); ++i) weight[i] = std::exp((c.logits[i] - top) * inverse);
+  bool filters = s.top_k > 0 || s.top_p < 1 || s.min_p > 0;
   Draw result;
-  result.kept = keep(s, logits, weight, !allowed.empty());
-  result.token = race(logits, weight, top, s, result.kept, position);
+  if (filters) result.kept = keep(s, c.logits, weight);
+  result.token = c.token(race(c, weight, top, s, filters ? &result.kept : nullptr, position));
+  if (filters)
+    for (int32_t& kept : result.kept) kept = c.token(kept);
+  else result.kept = std::move(c.ids);
   return result;
 }
 
 std::vector<int32_t> most_likely(std::span<const float> logits, int64_t count) {
-  ByLikelihood order(logits);
-  std::vector<int32_t> out(std::min(count, int64_t(logits.size())));
-  for (int32_t& token : out) token = order.next();
-  return out;
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  count = std::min(count, int64_t(order.size()));
+  std::partial_sort(order.begin(), order.begin() + count, order.end(), Likelier{logits});
+  order.resize(count);
+  return order;
 }
 
 }  // namespace fulgur
