@@ -59,11 +59,11 @@ std::string output_of(const std::string& command) {
 
 class Chat {
  public:
-  Chat(const Options& o, const ModelFiles& files)
+  Chat(const Options& o, const ModelFiles& files, Transformer model)
       : o_(o),
         tokenizer_(files.vocabulary()),
         format_(tokenizer_, files.chat_template()),
-        engine_(files.load(), engine_options(files.config())) {
+        engine_(std::move(model), engine_options(files.config())) {
     if (o_.shell && !format_.is_v32())
       throw InputError(cat("[chat] expected a model that calls tools for --shell, got ", format_.name()));
     begin();
@@ -148,7 +148,7 @@ class Chat {
     auto done = complete(engine_, request, [&](const Event& event) {
       if (g_stop) engine_.cancel(event.request);
       if (event.token && (format_.is_v32() || event.token->id != request.stop_tokens[0]))
-        parser.feed(tokenizer_.decode({event.token->id}));
+        parser.feed(tokenizer_.decode_drawn(event.token->id));
     });
     parser.finish();
     shown_ = Delta::content;
@@ -215,8 +215,11 @@ bool next_line(std::string& line) {
   return true;
 }
 
-void chat_command(const Options& o, Common& common) {
-  Chat chat(o, ModelFiles(find_model(o.model)));
+void chat_command(Options o, const CLI::App& command, Common& common) {
+  ModelFiles files(find_model(o.model));
+  auto model = files.open();
+  follow_packing(command, model.weights(), nullptr, o.dtype, o.weights_format);
+  Chat chat(o, files, std::move(model));
   struct sigaction action = {};
   action.sa_handler = stop_answer;
   sigaction(SIGINT, &action, nullptr);
@@ -256,7 +259,7 @@ void add_chat(CLI::App& app, Common& common) {
   command->add_option("--dtype", o->dtype, "Activations")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
   add_formats(*command, o->weights_format, o->cache);
   command->footer("Example:\n  fulgur chat --model SmolLM2-135M-Instruct.Q4_1.gguf");
-  command->callback([=, &common] { chat_command(*o, common); });
+  command->callback([=, &common] { chat_command(*o, *command, common); });
 }
 
 }  // namespace fulgur::cli

@@ -12,6 +12,7 @@
 
 namespace fulgur {
 struct Request;
+struct Weights;
 }
 
 namespace fulgur::cli {
@@ -54,6 +55,11 @@ void add_sampling(CLI::App& command, Request& request);
 
 // Flags --weights-format and --cache, names of ops/formats.h.
 void add_formats(CLI::App& command, std::string& weights, std::string& cache);
+
+// A packed model runs as it was packed: what of --attention, --dtype and --weights-format `command` was given must say the same
+// (UsageError), and the others become it. `attention` is null where the command has no such flag.
+void follow_packing(const CLI::App& command, const Weights& weights, std::string* attention, std::string& dtype,
+                    std::string& format);
 
 // "3M", "1.5k", "4096" -> a number; throws UsageError naming `flag`.
 double parse_count(const std::string& text, const std::string& flag);

@@ -166,6 +166,17 @@ TEST_F(Program, TheWholeRecipeFromTextToReportAndGenerate) {
   EXPECT_EQ(
       Json::parse(text.out)["ids"],
       Json::parse(run("generate --model r --prompt 'line ' --max-tokens 20 --seed 3 --json --threads 1 2>/dev/null").out)["ids"]);
+  // Packed it says the same, as it was packed and not otherwise; nothing else takes it.
+  EXPECT_EQ(run("convert --model r --out packed --packed int8 --dtype bf16").code, 0);
+  std::string one = " --prompt 'line ' --max-tokens 20 --json 2>/dev/null";
+  auto ids = [&](const std::string& flags) { return Json::parse(run("generate " + flags + one).out)["ids"]; };
+  EXPECT_EQ(ids("--model packed"), ids("--model r --weights-format int8 --dtype bf16"));
+  auto otherwise = run("generate --model packed --dtype f32 --prompt a");
+  EXPECT_EQ(otherwise.code, 2);
+  EXPECT_NE(otherwise.out.find("--dtype: expected bf16, as this model was packed, got f32"), std::string::npos) << otherwise.out;
+  EXPECT_NE(run("eval perplexity --model packed --data r/data").out.find("got packed ones"), std::string::npos);
+  EXPECT_NE(run("convert --model r --out packed --packed int8").out.find("expected a folder that is not there yet"),
+            std::string::npos);
   EXPECT_EQ(run("eval perplexity --model r --contexts 16 64").code, 0);
   EXPECT_EQ(run("inspect r --json").code, 0);
 }

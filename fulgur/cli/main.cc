@@ -9,6 +9,7 @@
 #include "fulgur/base/file.h"
 #include "fulgur/base/threads.h"
 #include "fulgur/cli/cli.h"
+#include "fulgur/model/weights.h"
 #include "fulgur/ops/arena.h"
 #include "fulgur/ops/formats.h"
 #include "fulgur/ops/isa.h"
@@ -32,6 +33,20 @@ void add_formats(CLI::App& command, std::string& weights, std::string& cache) {
                   "How keys are stored: fp8 (656 and 132 bytes at the published sizes), int8 (indexer keys), both")
       ->capture_default_str()
       ->check(CLI::IsMember(kCacheFormats));
+}
+
+void follow_packing(const CLI::App& command, const Weights& weights, std::string* attention, std::string& dtype,
+                    std::string& format) {
+  if (!weights.packing) return;
+  auto follow = [&](const char* flag, std::string& value, const std::string& packed) {
+    if (command.count(flag) > 0 && value != packed)
+      throw UsageError(cat("[usage] ", flag, ": expected ", packed, ", as this model was packed, got ", value));
+    value = packed;
+  };
+  const Packing& packing = *weights.packing;
+  if (attention) follow("--attention", *attention, packing.absorbed ? "sparse" : "dense");
+  follow("--dtype", dtype, packing.type == at::kBFloat16 ? "bf16" : "f32");
+  follow("--weights-format", format, kWeightFormats[size_t(packing.format)]);
 }
 
 double parse_count(const std::string& text, const std::string& flag) {

@@ -6,6 +6,7 @@
 #include "fulgur/base/file.h"
 #include "fulgur/base/progress.h"
 #include "fulgur/base/python_json.h"
+#include "fulgur/base/system_memory.h"
 #include "fulgur/base/utf8.h"
 #include "fulgur/cli/cli.h"
 #include "fulgur/cli/recipe.h"
@@ -47,10 +48,10 @@ std::shared_ptr<const Constraint> constraint_of(const Options& o, const Tokenize
   return std::make_shared<const Constraint>(std::move(grammar), std::make_shared<const TokenTree>(tokenizer));
 }
 
-void generate_command(Options o, Common& common) {
-  auto folder = find_model(o.model);
-  ModelFiles files(folder);
-  auto model = files.load();
+void generate_command(Options o, const CLI::App& command, Common& common) {
+  ModelFiles files(find_model(o.model));
+  auto model = files.open();
+  follow_packing(command, model.weights(), &o.attention, o.dtype, o.weights_format);
   Tokenizer tokenizer(files.vocabulary());
   const auto& config = model.config();
   auto prompt = tokenizer.encode(o.prompt, /*parse_special=*/true);
@@ -74,21 +75,27 @@ void generate_command(Options o, Common& common) {
   };
   if (!common.json) std::fputs(o.prompt.c_str(), stdout);
   auto start = std::chrono::steady_clock::now();
-  complete(engine, o.request, [&](const Event& event) {
+  auto done = complete(engine, o.request, [&](const Event& event) {
     if (g_stop || stop.stopped()) engine.cancel(event.request);
     if (!event.token || stop.stopped()) return;
     made.push_back(event.token->id);
     if (o.request.top_log_probs > 0) top.push_back(event.token->top);
-    say(stop.feed(characters.feed(tokenizer.decode({made.back()}, /*skip_special=*/true))));
+    say(stop.feed(characters.feed(tokenizer.decode_drawn(made.back(), /*skip_special=*/true))));
     if (stop.stopped()) engine.cancel(event.request);
   });
   say(stop.feed(characters.finish())), say(stop.finish());
+  if (done.finish == Finish::failed) throw InputError(done.error);
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   auto statistics = engine.statistics();
   if (common.json) {
     Json said{{"prompt", o.prompt}, {"text", text}, {"ids", made}, {"seconds", seconds}};
     if (!top.empty()) said["top"] = top;
     if (options.draft) said["drafted"] = statistics.drafted, said["accepted"] = statistics.accepted;
+    if (statistics.experts_needed > 0)
+      said["experts"] = {{"needed", statistics.experts_needed},
+                         {"in_memory", statistics.experts_present},
+                         {"foreseen", statistics.experts_foreseen},
+                         {"disk_bytes_read", disk_bytes_read()}};
     std::printf("%s\n", said.dump().c_str());
   } else {
     std::printf("\n");
@@ -96,6 +103,10 @@ void generate_command(Options o, Common& common) {
     if (options.draft)
       std::fprintf(stderr, "; %lld of %lld drafts accepted", static_cast<long long>(statistics.accepted),
                    static_cast<long long>(statistics.drafted));
+    if (double needed = double(statistics.experts_needed); needed > 0)
+      std::fprintf(stderr, "; of the experts needed %.0f%% foreseen, %.0f%% in memory; %sB read from disk",
+                   100 * double(statistics.experts_foreseen) / needed, 100 * double(statistics.experts_present) / needed,
+                   human_count(double(disk_bytes_read())).c_str());
     std::fprintf(stderr, "\n");
   }
   if (g_stop) common.exit_code = stop_code();
@@ -310,7 +321,7 @@ void add_generate(CLI::App& app, Common& common) {
   add_formats(*command, o->weights_format, o->cache);
   command->add_flag("!--no-draft", o->draft, "A token a step; with an MTP layer it guesses one ahead, and the text is the same");
   command->footer("Example:\n  fulgur generate --model runs/speedrun --prompt \"In the beginning\" --temperature 0.7");
-  command->callback([=, &common] { generate_command(*o, common); });
+  command->callback([=, &common] { generate_command(*o, *command, common); });
 }
 
 void add_inspect(CLI::App& app, Common& common) {

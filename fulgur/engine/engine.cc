@@ -38,6 +38,11 @@ void check_options(const Transformer& model, const EngineOptions& o) {
                " bytes, got ", o.cache_bytes);
 }
 
+Transformer packed(Transformer model, const EngineOptions& o) {
+  model.weights() = pack_weights(model.config(), std::move(model.weights()), type_of(o), !o.dense, o.weights);
+  return model;
+}
+
 int64_t context_of(const ModelConfig& config, const EngineOptions& o) {
   int64_t most = config.max_position_embeddings;
   return o.max_context > 0 ? std::min(o.max_context, most) : most;
@@ -60,8 +65,7 @@ const char* finish_name(Finish finish) {
 
 Engine::Loop::Loop(Transformer model, const EngineOptions& options)
     : options_((check_options(model, options), options)),
-      model_(model.config(),
-             pack_weights(model.config(), std::move(model.weights()), type_of(options), !options.dense, options.weights)),
+      model_(packed(std::move(model), options)),
       pages_(options.cache_bytes > 0 ? options.cache_bytes / page_bytes(model_.config(), options)
                                      : pages_for(context_of(model_.config(), options))),
       max_context_(std::min(context_of(model_.config(), options), pages_ * kPageKeys)),
@@ -291,6 +295,10 @@ void Engine::Loop::publish_statistics() {
   auto count = tree_.count();
   now_.waiting = int64_t(waiting_.size()), now_.running = int64_t(running_.size());
   now_.pages = count.pages, now_.pages_free = count.free, now_.pages_cached = count.cached, now_.evictions = count.evictions;
+  if (const auto* pager = model_.pager()) {
+    auto experts = pager->statistics();
+    now_.experts_needed = experts.needed, now_.experts_present = experts.present, now_.experts_foreseen = experts.foreseen;
+  }
   std::lock_guard lock(mutex_);
   queued_ = now_.waiting + int64_t(inbox_.size());
   now_.waiting = queued_;

@@ -90,6 +90,7 @@ struct EngineStatistics {
   int64_t pages = 0, pages_free = 0, pages_cached = 0;  // the others are held by sequences
   int64_t steps = 0, rows = 0, prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0;
   int64_t preemptions = 0, evictions = 0;
+  int64_t experts_needed = 0, experts_present = 0, experts_foreseen = 0;  // of a model larger than memory (model/expert_pager.h)
   int64_t drafted = 0, accepted = 0;  // drafts that were checked, and those that were what the sampler drew
 };
 

@@ -1,10 +1,12 @@
 #include "fulgur/io/safetensors.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <set>
 #include <vector>
@@ -112,9 +114,9 @@ const Type& type_of(const at::Tensor& tensor, const std::string& name) {
 
 }  // namespace
 
-Tensors read_safetensors(const std::filesystem::path& path) {
-  MappedFile file(path);
-  auto bytes = file.bytes();
+Tensors map_safetensors(const std::filesystem::path& path) {
+  auto file = std::make_shared<const MappedFile>(path);
+  auto bytes = file->bytes();
   FULGUR_CHECK(bytes.size() >= 8, "[safetensors] ", path.string(), ": expected at least 8 bytes, got ", bytes.size(),
                "\n  hint: the file is cut off; copy or download it again");
   uint64_t header_size;
@@ -124,10 +126,19 @@ Tensors read_safetensors(const std::filesystem::path& path) {
   auto header = parse_header({reinterpret_cast<const char*>(bytes.data()) + 8, size_t(header_size)}, path.string());
   auto data = bytes.subspan(8 + header_size);
   Tensors out;
-  for (const Entry& entry : parse_entries(header, data.size(), path.string())) {
-    auto tensor = at::empty(entry.shape, at::TensorOptions().dtype(entry.type->type));
-    if (entry.end > entry.begin) std::memcpy(tensor.mutable_data_ptr(), data.data() + entry.begin, entry.end - entry.begin);
-    out[entry.name] = tensor;
+  for (const Entry& entry : parse_entries(header, data.size(), path.string()))
+    out[entry.name] = at::from_blob(
+        const_cast<std::byte*>(data.data()) + entry.begin, entry.shape, [file](void*) {},
+        at::TensorOptions().dtype(entry.type->type));
+  return out;
+}
+
+Tensors read_safetensors(const std::filesystem::path& path) {
+  Tensors out = map_safetensors(path);
+  for (auto& [name, tensor] : out) {
+    auto copy = at::empty(tensor.sizes(), tensor.options());  // in a file they may lie at any byte
+    if (tensor.numel() > 0) std::memcpy(copy.mutable_data_ptr(), tensor.const_data_ptr(), copy.nbytes());
+    tensor = copy;
   }
   return out;
 }
@@ -158,24 +169,29 @@ Tensors read_weights(const std::filesystem::path& path) {
 
 FileSum write_safetensors(const std::filesystem::path& path, const Tensors& tensors,
                           const std::map<std::string, std::string>& metadata) {
+  constexpr uint64_t kLine = 64;
+  auto bytes_of = [](const at::Tensor& tensor) { return uint64_t(tensor.numel()) * tensor.element_size(); };
+  std::vector<const Tensors::value_type*> order;
+  for (const auto& entry : tensors) order.push_back(&entry);
+  std::stable_partition(order.begin(), order.end(), [&](const auto* entry) { return bytes_of(entry->second) % kLine == 0; });
   Json header = Json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   uint64_t offset = 0;
-  for (const auto& [name, tensor] : tensors) {
-    uint64_t bytes = tensor.numel() * tensor.element_size();
-    header[name] = {
-        {"dtype", type_of(tensor, name).name}, {"shape", tensor.sizes().vec()}, {"data_offsets", {offset, offset + bytes}}};
-    offset += bytes;
+  for (const auto* entry : order) {
+    const auto& [name, tensor] = *entry;
+    uint64_t end = offset + bytes_of(tensor);
+    header[name] = {{"dtype", type_of(tensor, name).name}, {"shape", tensor.sizes().vec()}, {"data_offsets", {offset, end}}};
+    offset = end;
   }
   std::string text = header.dump();
-  text.append((8 - text.size() % 8) % 8, ' ');
+  text.append(kLine - 1 - (text.size() + 8 - 1) % kLine, ' ');
   return write_file_atomic(path, [&](const WriteBytes& write) {
     uint64_t size = text.size();
     write(&size, 8);
     write(text.data(), text.size());
-    for (const auto& [name, tensor] : tensors) {
-      auto whole = tensor.contiguous();
-      write(whole.const_data_ptr(), whole.numel() * whole.element_size());
+    for (const auto* entry : order) {
+      auto whole = entry->second.contiguous();
+      write(whole.const_data_ptr(), bytes_of(whole));
     }
   });
 }

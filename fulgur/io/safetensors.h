@@ -14,6 +14,9 @@ namespace fulgur {
 
 using Tensors = std::map<std::string, at::Tensor>;
 
+// A file's tensors where they lie in it, memory-mapped and not to be written to; a tensor keeps the map.
+Tensors map_safetensors(const std::filesystem::path& path);
+
 // All tensors of one file, copied out of it. F64 F32 F16 BF16 F8_E4M3 I64 I32 I16 I8 U8 BOOL.
 Tensors read_safetensors(const std::filesystem::path& path);
 
@@ -21,7 +24,8 @@ Tensors read_safetensors(const std::filesystem::path& path);
 // shards.
 Tensors read_weights(const std::filesystem::path& path);
 
-// Atomic; the bytes depend on the tensors alone.
+// Atomic; the bytes depend on the tensors alone. Data begins at a multiple of 64 bytes, and tensors of such multiples come first,
+// so that a map of the file has each of them at one.
 FileSum write_safetensors(const std::filesystem::path& path, const Tensors& tensors,
                           const std::map<std::string, std::string>& metadata = {});
 

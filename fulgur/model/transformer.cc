@@ -111,6 +111,7 @@ std::pair<at::Tensor, at::Tensor> Transformer::decoder_layer(const LayerWeights&
   }
   auto attended_ND = attention(layer, normed_ND, index, pass);
   auto [second_ND, after_ND] = ops::add_rms_norm(attended_ND, stream_ND, layer.post_attention_layernorm, config_.rms_norm_eps);
+  if (pager_) expect_experts(index + 1, after_ND);
   auto out_ND = feed_forward(layer, second_ND, index, pass);
   if (auto* trace = pass.trace()) {
     trace->attn_out_ND = attended_ND;
@@ -265,6 +266,15 @@ at::Tensor Transformer::grouped_attention(const AttentionWeights& w, const at::T
   return ops::linear(out_NHE.flatten(1), w.o_proj);
 }
 
+// A layer adds little to the stream: the next one's router would choose much the same of the stream as it is before.
+void Transformer::expect_experts(int64_t index, const at::Tensor& stream_ND) const {
+  if (index >= int64_t(weights_.layers.size()) || !weights_.layers[index].moe) return;
+  const auto& next = weights_.layers[index];
+  auto x_ND = ops::rms_norm(stream_ND, next.post_attention_layernorm, config_.rms_norm_eps);
+  pager_->expect(index, ops::route(ops::linear(x_ND.to(at::kFloat), next.moe->gate), next.moe->e_score_correction_bias,
+                                   {config_.n_group, config_.topk_group, config_.num_experts_per_tok}));
+}
+
 at::Tensor Transformer::feed_forward(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const {
   if (layer.dense) return mlp(*layer.dense, x_ND);
   const MoeWeights& w = *layer.moe;
@@ -273,6 +283,7 @@ at::Tensor Transformer::feed_forward(const LayerWeights& layer, const at::Tensor
   auto experts_Nk = replayed ? *replayed
                              : ops::route(logits_NX, w.e_score_correction_bias,
                                           {config_.n_group, config_.topk_group, config_.num_experts_per_tok});
+  if (pager_) pager_->need(index, experts_Nk);
   if (auto* cached = pass.layer_cache(index); cached && cached->experts_Sk.defined())
     cached->experts_Sk.index_copy_(0, pass.batch.slots_N, experts_Nk);
   auto weights_Nk = ops::route_weights(logits_NX, experts_Nk, config_.norm_topk_prob, config_.routed_scaling_factor);

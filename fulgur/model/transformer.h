@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fulgur/model/config.h"
+#include "fulgur/model/expert_pager.h"
 #include "fulgur/model/weights.h"
 #include "fulgur/ops/formats.h"
 #include "fulgur/ops/rope/rope.h"
@@ -120,6 +121,10 @@ class Transformer {
   at::Tensor forward_mtp(const Batch& batch, const at::Tensor& hidden_ND, const ForwardOptions& options, Cache* cache = nullptr,
                          std::vector<LayerLosses>* losses = nullptr) const;
 
+  // Weights are memory-mapped and do not fit in memory: forward asks for experts ahead (expert_pager.h).
+  void page_experts() { pager_ = std::make_shared<ExpertPager>(weights_); }
+  const ExpertPager* pager() const { return pager_.get(); }
+
   const ModelConfig& config() const { return config_; }
   Weights& weights() { return weights_; }
   const Weights& weights() const { return weights_; }
@@ -132,6 +137,7 @@ class Transformer {
   at::Tensor dense_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL, int64_t index,
                              Pass& pass) const;
   at::Tensor grouped_attention(const AttentionWeights& w, const at::Tensor& x_ND, int64_t index, Pass& pass) const;
+  void expect_experts(int64_t index, const at::Tensor& stream_ND) const;
   at::Tensor feed_forward(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const;
   // One decoder layer on (x, residual); returns the new pair.
   std::pair<at::Tensor, at::Tensor> decoder_layer(const LayerWeights& layer, const at::Tensor& x_ND,
@@ -141,6 +147,7 @@ class Transformer {
   Weights weights_;
   std::vector<float> frequencies_;  // YaRN table, one for each rope pair
   double softmax_scale_;
+  std::shared_ptr<ExpertPager> pager_;
 };
 
 }  // namespace fulgur

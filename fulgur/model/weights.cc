@@ -5,6 +5,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
+#include <set>
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/random.h"
@@ -203,12 +204,20 @@ at::Tensor stored(const at::Tensor& masters, at::ScalarType type, WeightFormat f
   return holds ? packed : ops::pack(masters.to(type));
 }
 
+std::string packing_name(const Packing& packing) {
+  return cat(kWeightFormats[int(packing.format)], " weights, ", packing.type == at::kBFloat16 ? "bf16" : "f32", ", ",
+             packing.absorbed ? "sparse" : "dense", " attention");
+}
+
 void absorb(const ModelConfig& config, AttentionWeights& w, at::ScalarType type, WeightFormat format) {
   int64_t H = config.num_attention_heads, nope = config.qk_nope_head_dim, Dv = config.v_head_dim;
   auto kv_b = w.kv_b_proj.detach();
   if (format == WeightFormat::fp8) {
-    auto [bytes, scales] = ops::quantize_blocks(kv_b, ops::ScaleRule::pow2);
-    kv_b = ops::dequantize_blocks(bytes, scales), format = WeightFormat::plain;
+    if (!kv_b.is_meta()) {
+      auto [bytes, scales] = ops::quantize_blocks(kv_b, ops::ScaleRule::pow2);
+      kv_b = ops::dequantize_blocks(bytes, scales);
+    }
+    format = WeightFormat::plain;
   }
   auto kv_b_HER = kv_b.view({H, nope + Dv, config.kv_lora_rank});
   auto k_up = stored(kv_b_HER.narrow(1, 0, nope).transpose(1, 2).contiguous(), type, format);
@@ -221,10 +230,17 @@ void absorb(const ModelConfig& config, AttentionWeights& w, at::ScalarType type,
 }  // namespace
 
 Weights pack_weights(const ModelConfig& config, Weights weights, at::ScalarType type, bool absorbed, WeightFormat format) {
+  Packing packing{type, absorbed, format};
+  if (weights.packing) {
+    FULGUR_CHECK(*weights.packing == packing, "[model] packed weights: expected to run as they were packed (",
+                 packing_name(*weights.packing), "), got ", packing_name(packing));
+    return weights;
+  }
   if (absorbed) {
     for (auto& layer : weights.layers) absorb(config, layer.self_attn, type, format);
     if (weights.mtp) absorb(config, weights.mtp->layer.self_attn, type, format);
   }
+  bool one_embedding = weights.mtp && weights.mtp->embed_tokens.is_same(weights.embed_tokens);
   if (weights.mtp && weights.mtp->head.is_same(weights.lm_head)) weights.mtp->head = at::Tensor();
   visit_all(weights, [&](const std::string& name, at::Tensor& tensor) {
     bool stays = name.find("embed_tokens") != std::string::npos || (absorbed && ends_with(name, "kv_b_proj.weight"));
@@ -233,7 +249,61 @@ Weights pack_weights(const ModelConfig& config, Weights weights, at::ScalarType 
   });
   if (weights.tied) weights.lm_head = stored(weights.embed_tokens.detach(), type, format_of("lm_head.weight", format));
   if (weights.mtp && !weights.mtp->head.defined()) weights.mtp->head = weights.lm_head;
+  weights.embed_tokens = weights.embed_tokens.detach().to(type);
+  if (weights.mtp) weights.mtp->embed_tokens = one_embedding ? weights.embed_tokens : weights.mtp->embed_tokens.detach().to(type);
+  weights.packing = packing;
   return weights;
+}
+
+namespace {
+
+void visit_packed(Weights& w, const Visit& visit) {
+  visit_all(w, [&](const std::string& name, at::Tensor& tensor) {
+    if (tensor.defined()) visit(name, tensor);
+  });
+  if (w.tied) visit("lm_head.weight", w.lm_head);
+  auto by_head = [&](size_t layer, AttentionWeights& attention) {
+    if (!attention.k_up_proj.defined()) return;
+    visit(cat("model.layers.", layer, ".self_attn.k_up_proj.weight"), attention.k_up_proj);
+    visit(cat("model.layers.", layer, ".self_attn.v_up_proj.weight"), attention.v_up_proj);
+  };
+  for (size_t i = 0; i < w.layers.size(); ++i) by_head(i, w.layers[i].self_attn);
+  if (w.mtp) by_head(w.layers.size(), w.mtp->layer.self_attn);
+}
+
+}  // namespace
+
+std::map<std::string, at::Tensor> export_packed(Weights& weights) {
+  std::map<std::string, at::Tensor> out;
+  std::set<const void*> seen;
+  visit_packed(weights, [&](const std::string& name, at::Tensor& tensor) {
+    if (seen.insert(tensor.unsafeGetTensorImpl()).second) out[name] = tensor;
+  });
+  return out;
+}
+
+// Packing weights that have no bytes says which there must be.
+Weights import_packed(const ModelConfig& config, const Packing& packing, const std::map<std::string, at::Tensor>& tensors) {
+  std::map<std::string, at::Tensor> masters;
+  for (const auto& [name, shape] : tensor_specs(config))
+    masters[name] = at::empty(shape, at::TensorOptions().dtype(at::kFloat).device(at::kMeta));
+  Weights w =
+      pack_weights(config, import_weights(config, masters, /*share_mtp=*/true), packing.type, packing.absorbed, packing.format);
+  std::map<at::TensorImpl*, std::pair<at::Tensor, at::Tensor>> found;  // each expected one, kept so that no other has its place
+  visit_packed(w, [&](const std::string& name, at::Tensor& tensor) {
+    auto [at, fresh] = found.try_emplace(tensor.unsafeGetTensorImpl(), tensor, at::Tensor());
+    if (fresh) {
+      auto given = tensors.find(name);
+      FULGUR_CHECK(given != tensors.end(), "[weights] packed tensor ", name, ": expected ", tensor.sizes(), ", got none");
+      FULGUR_CHECK(given->second.sizes() == tensor.sizes() && given->second.scalar_type() == tensor.scalar_type(),
+                   "[weights] packed tensor ", name, ": expected ", tensor.sizes(), " of ", tensor.scalar_type(), ", got ",
+                   given->second.sizes(), " of ", given->second.scalar_type());
+      at->second.second = given->second;
+    }
+    tensor = at->second.second;
+  });
+  FULGUR_CHECK(found.size() == tensors.size(), "[weights] expected ", found.size(), " packed tensors, got ", tensors.size());
+  return w;
 }
 
 }  // namespace fulgur

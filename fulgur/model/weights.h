@@ -72,6 +72,14 @@ struct MtpWeights {
   at::Tensor norm;  // [D]
 };
 
+// What pack_weights packed them for.
+struct Packing {
+  at::ScalarType type = at::kFloat;  // of activations
+  bool absorbed = true;
+  WeightFormat format = WeightFormat::plain;
+  bool operator==(const Packing&) const = default;
+};
+
 struct Weights {
   at::Tensor embed_tokens;  // [V, D]
   std::vector<LayerWeights> layers;
@@ -79,6 +87,7 @@ struct Weights {
   at::Tensor lm_head;  // [V, D]
   bool tied = false;   // lm_head is embed_tokens, and no parameter
   std::optional<MtpWeights> mtp;
+  std::optional<Packing> packing;  // absent: masters
 };
 
 // One parameter: its official name, with '*' for the expert number where the experts are stacked.
@@ -102,12 +111,17 @@ std::map<std::string, at::Tensor> export_weights(const ModelConfig& config, Weig
 Weights import_weights(const ModelConfig& config, const std::map<std::string, at::Tensor>& tensors, bool share_mtp);
 
 // The weights as inference reads them: matrices in the activations' type and packed (ops/linear/linear.h), without gradients.
-// Those that multiply f32 at any activation type keep theirs, and tables and vectors stay. Plain results have the same bits.
+// Those that multiply f32 at any activation type keep theirs, and vectors stay. Plain results have the same bits.
 // Other formats (ops/formats.h) take all but these: of fp8 the head stays plain, as published, and kv_b_proj by head, which is
 // plain again with the values of fp8 (spec D.2); of int4 the head is int8. What a format cannot hold stays plain.
 // `absorbed`: for sparse attention, which needs kv_b_proj by head. What it packs it lets go of, so that masters nobody else holds
-// are freed.
+// are freed. Packed ones come back as they are; InputError where they were packed for something else.
 Weights pack_weights(const ModelConfig& config, Weights weights, at::ScalarType type, bool absorbed,
                      WeightFormat format = WeightFormat::plain);
+
+// Packed weights by name, each once: official names, '*' for the expert where experts are stacked, and k_up_proj and v_up_proj.
+std::map<std::string, at::Tensor> export_packed(Weights& weights);
+// The other way, without a copy; checks names, shapes and types (InputError).
+Weights import_packed(const ModelConfig& config, const Packing& packing, const std::map<std::string, at::Tensor>& tensors);
 
 }  // namespace fulgur

@@ -34,6 +34,10 @@ class Tokenizer {
   std::vector<std::string> split(std::string_view text) const;
   // Bytes, which may end inside a character. Throws InputError on an id outside the vocabulary.
   std::string decode(const std::vector<int32_t>& ids, bool skip_special = false) const;
+  // A token of a model whose vocabulary was padded beyond this one: those are no text.
+  std::string decode_drawn(int32_t id, bool skip_special = false) const {
+    return id < vocab_size() ? decode({id}, skip_special) : std::string();
+  }
 
   int32_t vocab_size() const;                // largest id + 1
   int32_t id(std::string_view token) const;  // of an added token's text; -1 when there is none

@@ -1,6 +1,7 @@
 #include "fulgur/train/checkpoint.h"
 
 #include "fulgur/base/error.h"
+#include "fulgur/base/system_memory.h"
 #include "fulgur/io/safetensors.h"
 #include "fulgur/model/gguf_model.h"
 #include "fulgur/model/published.h"
@@ -17,6 +18,43 @@ void save_checkpoint(const fs::path& folder, Transformer& model, const Optimizer
   for (const auto& [file, sum] : write_weights(to, export_weights(model.config(), model.weights()))) writer.add(file, sum);
   if (optimizer) writer.add("optimizer.safetensors", write_safetensors(to / "optimizer.safetensors", optimizer->state()));
   writer.commit(state);
+}
+
+namespace {
+
+constexpr const char* kPackedWeights = "packed.safetensors";
+constexpr const char* kPacking = "fulgur_packing";
+
+Json packing_json(const Packing& packing) {
+  return {{"weights", kWeightFormats[int(packing.format)]},
+          {"dtype", packing.type == at::kBFloat16 ? "bf16" : "f32"},
+          {"attention", packing.absorbed ? "sparse" : "dense"}};
+}
+
+Packing read_packing(const Json& config, const std::string& name) {
+  auto text = [&](const char* key) {
+    FULGUR_CHECK(config.contains(kPacking) && config[kPacking].is_object() && config[kPacking].contains(key) &&
+                     config[kPacking][key].is_string(),
+                 "[model] ", name, ": ", kPacking, ".", key, ": expected a text, got none");
+    return config[kPacking][key].get<std::string>();
+  };
+  auto one_of_two = [&](const char* key, const char* yes, const char* no) {
+    auto said = text(key);
+    FULGUR_CHECK(said == yes || said == no, "[model] ", name, ": ", kPacking, ".", key, ": expected ", yes, " or ", no, ", got ",
+                 said);
+    return said == yes;
+  };
+  return {one_of_two("dtype", "bf16", "f32") ? at::kBFloat16 : at::kFloat, one_of_two("attention", "sparse", "dense"),
+          weight_format(text("weights"))};
+}
+
+}  // namespace
+
+uint64_t save_packed(const fs::path& folder, const ModelConfig& config, Weights& packed) {
+  Json json = config_json(config);
+  json[kPacking] = packing_json(packed.packing.value());
+  write_file_atomic(folder / "config.json", json.dump(2) + "\n");
+  return write_safetensors(folder / kPackedWeights, export_packed(packed)).bytes;
 }
 
 namespace {
@@ -43,7 +81,21 @@ ModelFiles::ModelFiles(const fs::path& model) : path_(model) {
 
 ModelConfig ModelFiles::config() const { return gguf_ ? gguf_config(*gguf_) : read_config(path_ / "config.json"); }
 
+bool ModelFiles::packed() const { return fs::exists(path_ / kPackedWeights); }
+
+Transformer ModelFiles::open() const {
+  if (!packed()) return load();
+  auto name = (path_ / "config.json").string();
+  Json json = read_json(path_ / "config.json");
+  auto config = parse_config(json, name);
+  Transformer model(config, import_packed(config, read_packing(json, name), map_safetensors(path_ / kPackedWeights)));
+  if (int64_t(fs::file_size(path_ / kPackedWeights)) > available_memory()) model.page_experts();
+  return model;
+}
+
 Transformer ModelFiles::load(bool share_mtp, const Json& changes) const {
+  FULGUR_CHECK(!packed(), "[model] ", path_.string(), ": expected a model's own weights, got packed ones, which can only run",
+               "\n  hint: give the model that was packed");
   if (gguf_) {
     auto config = gguf_config(*gguf_);
     return Transformer(config, import_weights(config, gguf_tensors(*gguf_, config), share_mtp));

@@ -18,6 +18,10 @@ namespace fulgur {
 void save_checkpoint(const std::filesystem::path& folder, Transformer& model, const Optimizer* optimizer,
                      const std::filesystem::path& tokenizer, const CheckpointState& state);
 
+// A model as inference reads it (pack_weights), in one file that open() maps: config.json says how it was packed, and
+// packed.safetensors has the weights. `folder` must exist. Bytes of weights.
+uint64_t save_packed(const std::filesystem::path& folder, const ModelConfig& config, Weights& packed);
+
 // A GGUF file, or the folder itself when it is a model; of a run directory the newest whole checkpoint (of `stage` where given).
 std::filesystem::path find_model(const std::filesystem::path& path, const std::string& stage = "");
 
@@ -28,10 +32,15 @@ class ModelFiles {
   ModelConfig config() const;
   // `changes` are keys of config.json that take the place of the folder's.
   Transformer load(bool share_mtp = true, const Json& changes = Json::object()) const;
+  // To run alone: of a packed model its weights where they lie, memory-mapped, with experts paged in where memory is less than the
+  // file; of others as load() has it.
+  Transformer open() const;
   Vocabulary vocabulary() const;
   std::string chat_template() const;  // empty where there is none
 
  private:
+  bool packed() const;
+
   std::filesystem::path path_;
   std::optional<Gguf> gguf_;  // else it is a folder
 };
