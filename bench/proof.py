@@ -58,3 +58,14 @@ def run_anew(out, *flags):
     shutil.rmtree(out, ignore_errors=True)
     fulgur("speedrun", "--out", out, *flags)
     return json.loads((out / "summary.json").read_text())
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
+
+
+def speedrun():
+    run = ROOT / "runs/speedrun"
+    if not (run / "summary.json").exists():
+        fulgur("speedrun", "--out", run)
+    return run

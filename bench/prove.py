@@ -34,6 +34,8 @@ when every check holds. Topics, with what they need beyond the build:
   text      DeepSeek-V3.2's prompts and completions, tokenizers; speed beside Hugging Face's (runs the speedrun where there is none)
   constrained    2,000 answers of a random-weight model under 200 JSON Schemas, under jsonschema; the time a mask takes
   smollm2   a real model out of a GGUF beside transformers' logits and texts (fetches 93 MB)
+  convert   a checkpoint in the published FP8 layout through every format we write; transformers loads what we export
+  paging    a mixture four times its memory limit, a control group's: the same tokens, rate, disk reads (root; 5 GB of disk and memory)
   instructions   Callgrind's counts beside bench/callgrind.json (installs valgrind; 3 minutes)
 """
 import hashlib
@@ -51,6 +53,7 @@ import time
 from proof import BUILD, ROOT, call, check, checks, fulgur, python, run_anew, tests
 import prove_engine
 import prove_kernels
+import prove_models
 import prove_text
 import prove_training
 
@@ -62,12 +65,7 @@ def golden():
 
 
 def witness():
-    packages = BUILD / "witness"
-    if not (packages / "transformers").exists():
-        done = call(python(), "-m", "pip", "install", "-q", "--target", packages, "transformers==5.23.0")
-        if done.returncode:
-            return check("odd shapes beside transformers", "2e-5", "transformers could not be installed", False)
-    done = call(python(), ROOT / "tests/witness.py", BUILD / "bin/fulgur", env={**os.environ, "PYTHONPATH": str(packages)})
+    done = call(python(), ROOT / "tests/witness.py", BUILD / "bin/fulgur", env=prove_models.witness_environment())
     values = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"failed": 1.0}
     for name, value in values.items():
         check(f"logits beside transformers, {name}", "<= 2e-5 of the largest", f"{value:.1e}", value <= 2e-5)
@@ -232,7 +230,7 @@ def fresh():
                   done.returncode == 0 and seconds < bar)
 
 
-TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh] + prove_training.TOPICS + prove_kernels.TOPICS + prove_engine.TOPICS + prove_text.TOPICS
+TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh] + prove_training.TOPICS + prove_kernels.TOPICS + prove_engine.TOPICS + prove_text.TOPICS + prove_models.TOPICS
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or [topic.__name__ for topic in TOPICS]

