@@ -218,7 +218,7 @@ bool next_line(std::string& line) {
 void chat_command(Options o, const CLI::App& command, Common& common) {
   ModelFiles files(find_model(o.model));
   auto model = files.open();
-  follow_packing(command, model.weights(), nullptr, o.dtype, o.weights_format);
+  follow_packing(command, model.weights().packing, nullptr, o.dtype, o.weights_format);
   Chat chat(o, files, std::move(model));
   struct sigaction action = {};
   action.sa_handler = stop_answer;

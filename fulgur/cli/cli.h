@@ -6,14 +6,15 @@
 #include <CLI/CLI.hpp>
 #include <atomic>
 #include <filesystem>
+#include <optional>
 #include <string>
 
 #include "fulgur/base/json.h"
 
 namespace fulgur {
 struct Request;
-struct Weights;
-}
+struct Packing;
+}  // namespace fulgur
 
 namespace fulgur::cli {
 
@@ -58,7 +59,7 @@ void add_formats(CLI::App& command, std::string& weights, std::string& cache);
 
 // A packed model runs as it was packed: what of --attention, --dtype and --weights-format `command` was given must say the same
 // (UsageError), and the others become it. `attention` is null where the command has no such flag.
-void follow_packing(const CLI::App& command, const Weights& weights, std::string* attention, std::string& dtype,
+void follow_packing(const CLI::App& command, const std::optional<Packing>& packing, std::string* attention, std::string& dtype,
                     std::string& format);
 
 // "3M", "1.5k", "4096" -> a number; throws UsageError naming `flag`.

@@ -179,6 +179,11 @@ TEST_F(Program, TheWholeRecipeFromTextToReportAndGenerate) {
             std::string::npos);
   EXPECT_EQ(run("eval perplexity --model r --contexts 16 64").code, 0);
   EXPECT_EQ(run("inspect r --json").code, 0);
+  auto here = Json::parse(run("inspect packed --context 64 --json").out)["here"];
+  EXPECT_EQ(here["weights_format"], "int8");  // as it was packed
+  int64_t header = int64_t(fs::file_size(folder / "packed/packed.safetensors")) - here["weight_bytes"].get<int64_t>();
+  EXPECT_TRUE(header > 0 && header < 30000) << header;
+  EXPECT_LT(here["tokens_per_second"]["decode"]["expected"], here["tokens_per_second"]["decode"]["at_most"]);
 }
 
 }  // namespace

@@ -35,18 +35,17 @@ void add_formats(CLI::App& command, std::string& weights, std::string& cache) {
       ->check(CLI::IsMember(kCacheFormats));
 }
 
-void follow_packing(const CLI::App& command, const Weights& weights, std::string* attention, std::string& dtype,
+void follow_packing(const CLI::App& command, const std::optional<Packing>& packing, std::string* attention, std::string& dtype,
                     std::string& format) {
-  if (!weights.packing) return;
+  if (!packing) return;
   auto follow = [&](const char* flag, std::string& value, const std::string& packed) {
     if (command.count(flag) > 0 && value != packed)
       throw UsageError(cat("[usage] ", flag, ": expected ", packed, ", as this model was packed, got ", value));
     value = packed;
   };
-  const Packing& packing = *weights.packing;
-  if (attention) follow("--attention", *attention, packing.absorbed ? "sparse" : "dense");
-  follow("--dtype", dtype, packing.type == at::kBFloat16 ? "bf16" : "f32");
-  follow("--weights-format", format, kWeightFormats[size_t(packing.format)]);
+  if (attention) follow("--attention", *attention, packing->absorbed ? "sparse" : "dense");
+  follow("--dtype", dtype, packing->type == at::kBFloat16 ? "bf16" : "f32");
+  follow("--weights-format", format, kWeightFormats[size_t(packing->format)]);
 }
 
 double parse_count(const std::string& text, const std::string& flag) {

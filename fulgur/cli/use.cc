@@ -1,4 +1,4 @@
-// What was trained, used: generate, inspect, eval perplexity, report.
+// What was trained, used: generate, eval perplexity, report.
 #include <algorithm>
 #include <cstdio>
 
@@ -9,24 +9,20 @@
 #include "fulgur/base/system_memory.h"
 #include "fulgur/base/utf8.h"
 #include "fulgur/cli/cli.h"
-#include "fulgur/cli/recipe.h"
 #include "fulgur/engine/engine.h"
 #include "fulgur/eval/compare.h"
 #include "fulgur/eval/evaluate.h"
 #include "fulgur/eval/report.h"
-#include "fulgur/model/cost.h"
-#include "fulgur/model/names.h"
 #include "fulgur/text/constraint.h"
 #include "fulgur/text/schema.h"
 #include "fulgur/text/stop_text.h"
 #include "fulgur/train/checkpoint.h"
-#include "fulgur/train/plan.h"
 
 namespace fulgur::cli {
 namespace {
 
 struct Options {
-  std::string model, plan, prompt, attention = "sparse", dtype = "f32", data, out;
+  std::string model, prompt, attention = "sparse", dtype = "f32", data, out;
   std::vector<std::filesystem::path> runs;
   std::vector<std::string> forms{"dense", "sparse", "window"};
   std::vector<int64_t> contexts;
@@ -51,7 +47,7 @@ std::shared_ptr<const Constraint> constraint_of(const Options& o, const Tokenize
 void generate_command(Options o, const CLI::App& command, Common& common) {
   ModelFiles files(find_model(o.model));
   auto model = files.open();
-  follow_packing(command, model.weights(), &o.attention, o.dtype, o.weights_format);
+  follow_packing(command, model.weights().packing, &o.attention, o.dtype, o.weights_format);
   Tokenizer tokenizer(files.vocabulary());
   const auto& config = model.config();
   auto prompt = tokenizer.encode(o.prompt, /*parse_special=*/true);
@@ -110,120 +106,6 @@ void generate_command(Options o, const CLI::App& command, Common& common) {
     std::fprintf(stderr, "\n");
   }
   if (g_stop) common.exit_code = stop_code();
-}
-
-void inspect_command(const Options& o, bool json) {
-  auto folder = find_model(o.model);
-  auto config = ModelFiles(folder).config();
-  Json out = {{"model", folder.string()}, {"config", config_json(config)}, {"cost", cost_json(config)}};
-  if (json) return void(std::printf("%s\n", out.dump().c_str()));
-  std::printf("%s\n", folder.c_str());
-  for (const auto& [key, value] : out["config"].items()) std::printf("  %-28s %s\n", key.c_str(), value.dump().c_str());
-  auto parameters = count_parameters(config);
-  std::printf("\nparameters  %s, of which a token uses %s; indexers %s, MTP layer %s\n",
-              human_count(double(parameters.total)).c_str(), human_count(double(parameters.active)).c_str(),
-              human_count(double(parameters.indexers)).c_str(), human_count(double(parameters.mtp)).c_str());
-  bool sparse = config.has_indexer();
-  std::printf("\n%-10s %14s %14s", "position", "dense FLOP", "dense cache B");
-  std::printf(sparse ? " %14s %14s\n" : "\n", "sparse FLOP", "sparse cache B");
-  for (int64_t position = 1024; position <= 131072; position *= 2) {
-    auto dense = token_cost(config, Form::dense, position, 4);
-    std::printf("%-10lld %14s %14s", static_cast<long long>(position), human_count(dense.flops).c_str(),
-                human_count(dense.cache_bytes).c_str());
-    if (sparse) {
-      auto cost = token_cost(config, Form::sparse, position, 4);
-      std::printf(" %14s %14s", human_count(cost.flops).c_str(), human_count(cost.cache_bytes).c_str());
-    }
-    std::printf("\n");
-  }
-}
-
-// One row of the plan's table: a figure for each stage in MB, "-" where it has none.
-template <class Figure>
-void print_plan_row(const std::string& what, const std::string& part, const std::vector<StepPlan>& plans, const Figure& figure) {
-  std::printf("%-20s %-12s", what.c_str(), part.c_str());
-  for (const auto& plan : plans) {
-    int64_t bytes = figure(plan);
-    if (bytes == 0) std::printf("%12s", "-");
-    else std::printf("%12.2f", double(bytes) / 1e6);
-  }
-  std::printf("\n");
-}
-
-// What layers first to last - 1, which are alike, keep.
-void print_kept(const std::vector<StepPlan>& plans, size_t first, size_t last) {
-  auto name = plans[0].layers[first].name;
-  if (last - first > 1) name = cat("layers ", first, " to ", last - 1, ", each");
-  auto row = [&](const char* part, int64_t LayerKept::*bytes) {
-    print_plan_row(name, part, plans, [&](const StepPlan& plan) { return plan.layers[first].*bytes; });
-    name.clear();
-  };
-  row("attention", &LayerKept::attention), row("indexer", &LayerKept::indexer);
-  row("experts, MLP", &LayerKept::mlp), row("norms", &LayerKept::norms);
-}
-
-// The largest workspace of each kind of point: "experts, layer 3" is of the kind "experts".
-void print_workspaces(const std::vector<StepPlan>& plans) {
-  auto kind = [](const StepPoint& point) { return point.name.substr(0, point.name.find(',')); };
-  std::vector<std::string> kinds;
-  for (const auto& plan : plans)
-    for (const auto& point : plan.points)
-      if (std::find(kinds.begin(), kinds.end(), kind(point)) == kinds.end()) kinds.push_back(kind(point));
-  for (const auto& name : kinds)
-    print_plan_row(name, "workspace", plans, [&](const StepPlan& plan) {
-      int64_t most = 0;
-      for (const auto& point : plan.points)
-        if (kind(point) == name) most = std::max(most, point.workspace);
-      return most;
-    });
-}
-
-void print_plans(const std::vector<StepPlan>& plans) {
-  print_plan_row("weights", "", plans, [](const StepPlan& plan) { return plan.weights; });
-  print_plan_row("optimiser", "", plans, [](const StepPlan& plan) { return plan.optimiser; });
-  print_plan_row("gradient sums", "", plans, [](const StepPlan& plan) { return plan.sums; });
-  print_plan_row("batch", "", plans, [](const StepPlan& plan) { return plan.batch; });
-  std::printf("\nkept for the backward pass\n");
-  for (size_t first = 0, last; first < plans[0].layers.size(); first = last) {
-    const auto& layers = plans[0].layers;  // only their MLPs differ, and the MTP layer stands alone
-    last = first + 1;
-    while (last < layers.size() && layers[last].mlp == layers[first].mlp && layers[last].name != "MTP layer") ++last;
-    print_kept(plans, first, last);
-  }
-  print_plan_row("embedding, heads", "", plans, [](const StepPlan& plan) { return plan.ends; });
-  std::printf("\nfor a moment\n");
-  print_workspaces(plans);
-  std::printf("\nat the peak\n");
-  print_plan_row("", "activations", plans, [](const StepPlan& plan) { return plan.highest().kept; });
-  print_plan_row("", "gradients", plans, [](const StepPlan& plan) { return plan.highest().gradients; });
-  print_plan_row("", "workspace", plans, [](const StepPlan& plan) { return plan.highest().workspace; });
-  print_plan_row("peak", "", plans, [](const StepPlan& plan) { return plan.peak(); });
-}
-
-void plan_command(const Options& o, bool json) {
-  Recipe recipe = read_recipe(o.plan);
-  auto config = model_config(recipe);
-  std::vector<StepPlan> plans;
-  std::vector<StageConfig> stages;
-  Json out = {{"recipe", o.plan}, {"parameters", count_parameters(config).total}, {"stages", Json::object()}};
-  for (std::string name : {"pretrain", "warmup", "sparse"}) {
-    if (name != "pretrain" && !config.has_indexer()) continue;
-    auto stage = effective_stage(recipe, name);
-    if (stage.tokens == 0) stage.tokens = stage.batch_tokens;  // a stage the recipe leaves out: one step
-    validate(stage);
-    stages.push_back(stage), plans.push_back(plan_step(config, stage));
-    Json& said = out["stages"][name] = plan_json(plans.back());
-    said["batch_tokens"] = stage.batch_tokens, said["micro_tokens"] = stage.micro_tokens, said["dtype"] = stage.dtype;
-  }
-  if (json) return void(std::printf("%s\n", out.dump().c_str()));
-  std::printf("%s: %s parameters\n\n%-33s", o.plan.c_str(), human_count(double(count_parameters(config).total)).c_str(), "MB");
-  for (const auto& stage : stages) std::printf("%12s", stage_name(stage.kind));
-  std::printf("\n");
-  print_plans(plans);
-  for (size_t i = 0; i < plans.size(); ++i)
-    std::printf("%s%s: %lld tokens a step, %lld a pass, %s; peak at: %s\n", i ? "" : "\n", stage_name(stages[i].kind),
-                static_cast<long long>(stages[i].batch_tokens), static_cast<long long>(stages[i].micro_tokens),
-                stages[i].dtype.c_str(), plans[i].highest().name.c_str());
 }
 
 void perplexity_command(const Options& o, bool json) {
@@ -322,22 +204,6 @@ void add_generate(CLI::App& app, Common& common) {
   command->add_flag("!--no-draft", o->draft, "A token a step; with an MTP layer it guesses one ahead, and the text is the same");
   command->footer("Example:\n  fulgur generate --model runs/speedrun --prompt \"In the beginning\" --temperature 0.7");
   command->callback([=, &common] { generate_command(*o, *command, common); });
-}
-
-void add_inspect(CLI::App& app, Common& common) {
-  auto o = std::make_shared<Options>();
-  auto* command = app.add_subcommand(
-      "inspect", "What a model is, and what a token costs at a position; or what memory a recipe's training steps need");
-  command->add_option("model", o->model, "Model folder or run directory");
-  command->add_option("--plan", o->plan, "Recipe: peak bytes of tensors in a training step of each stage, without a run");
-  command->footer("Example:\n  fulgur inspect runs/speedrun\n  fulgur inspect --plan recipes/speedrun.toml");
-  command->callback([=, &common] {
-    if (o->model.empty() == o->plan.empty())
-      throw UsageError(cat("[usage] inspect: expected a model or --plan RECIPE, got ", o->plan.empty() ? "neither" : "both",
-                           "\n  hint: fulgur inspect --help"));
-    if (o->plan.empty()) inspect_command(*o, common.json);
-    else plan_command(*o, common.json);
-  });
 }
 
 void add_eval(CLI::App& app, Common& common) {

@@ -271,7 +271,23 @@ void visit_packed(Weights& w, const Visit& visit) {
   if (w.mtp) by_head(w.layers.size(), w.mtp->layer.self_attn);
 }
 
+// What packing makes of a model, without the bytes.
+Weights packed_shapes(const ModelConfig& config, const Packing& packing) {
+  std::map<std::string, at::Tensor> masters;
+  for (const auto& [name, shape] : tensor_specs(config))
+    masters[name] = at::empty(shape, at::TensorOptions().dtype(at::kFloat).device(at::kMeta));
+  return pack_weights(config, import_weights(config, masters, /*share_mtp=*/true), packing.type, packing.absorbed,
+                      packing.format);
+}
+
 }  // namespace
+
+int64_t packed_bytes(const ModelConfig& config, const Packing& packing) {
+  Weights weights = packed_shapes(config, packing);
+  int64_t bytes = 0;
+  for (const auto& [name, tensor] : export_packed(weights)) bytes += int64_t(tensor.nbytes());
+  return bytes;
+}
 
 std::map<std::string, at::Tensor> export_packed(Weights& weights) {
   std::map<std::string, at::Tensor> out;
@@ -282,13 +298,8 @@ std::map<std::string, at::Tensor> export_packed(Weights& weights) {
   return out;
 }
 
-// Packing weights that have no bytes says which there must be.
 Weights import_packed(const ModelConfig& config, const Packing& packing, const std::map<std::string, at::Tensor>& tensors) {
-  std::map<std::string, at::Tensor> masters;
-  for (const auto& [name, shape] : tensor_specs(config))
-    masters[name] = at::empty(shape, at::TensorOptions().dtype(at::kFloat).device(at::kMeta));
-  Weights w =
-      pack_weights(config, import_weights(config, masters, /*share_mtp=*/true), packing.type, packing.absorbed, packing.format);
+  Weights w = packed_shapes(config, packing);
   std::map<at::TensorImpl*, std::pair<at::Tensor, at::Tensor>> found;  // each expected one, kept so that no other has its place
   visit_packed(w, [&](const std::string& name, at::Tensor& tensor) {
     auto [at, fresh] = found.try_emplace(tensor.unsafeGetTensorImpl(), tensor, at::Tensor());

@@ -119,6 +119,9 @@ Weights import_weights(const ModelConfig& config, const std::map<std::string, at
 Weights pack_weights(const ModelConfig& config, Weights weights, at::ScalarType type, bool absorbed,
                      WeightFormat format = WeightFormat::plain);
 
+// Bytes of all weights so packed; nothing is loaded.
+int64_t packed_bytes(const ModelConfig& config, const Packing& packing);
+
 // Packed weights by name, each once: official names, '*' for the expert where experts are stacked, and k_up_proj and v_up_proj.
 std::map<std::string, at::Tensor> export_packed(Weights& weights);
 // The other way, without a copy; checks names, shapes and types (InputError).

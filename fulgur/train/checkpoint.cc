@@ -81,20 +81,22 @@ ModelFiles::ModelFiles(const fs::path& model) : path_(model) {
 
 ModelConfig ModelFiles::config() const { return gguf_ ? gguf_config(*gguf_) : read_config(path_ / "config.json"); }
 
-bool ModelFiles::packed() const { return fs::exists(path_ / kPackedWeights); }
+std::optional<Packing> ModelFiles::packing() const {
+  if (!fs::exists(path_ / kPackedWeights)) return std::nullopt;
+  return read_packing(read_json(path_ / "config.json"), (path_ / "config.json").string());
+}
 
 Transformer ModelFiles::open() const {
-  if (!packed()) return load();
-  auto name = (path_ / "config.json").string();
-  Json json = read_json(path_ / "config.json");
-  auto config = parse_config(json, name);
-  Transformer model(config, import_packed(config, read_packing(json, name), map_safetensors(path_ / kPackedWeights)));
-  if (int64_t(fs::file_size(path_ / kPackedWeights)) > available_memory()) model.page_experts();
+  auto packed = packing();
+  if (!packed) return load();
+  auto weights = path_ / kPackedWeights;
+  Transformer model(config(), import_packed(config(), *packed, map_safetensors(weights)));
+  if (int64_t(fs::file_size(weights)) > available_memory()) model.page_experts();
   return model;
 }
 
 Transformer ModelFiles::load(bool share_mtp, const Json& changes) const {
-  FULGUR_CHECK(!packed(), "[model] ", path_.string(), ": expected a model's own weights, got packed ones, which can only run",
+  FULGUR_CHECK(!packing(), "[model] ", path_.string(), ": expected a model's own weights, got packed ones, which can only run",
                "\n  hint: give the model that was packed");
   if (gguf_) {
     auto config = gguf_config(*gguf_);

@@ -30,17 +30,16 @@ class ModelFiles {
  public:
   explicit ModelFiles(const std::filesystem::path& model);
   ModelConfig config() const;
+  std::optional<Packing> packing() const;  // of a packed model
   // `changes` are keys of config.json that take the place of the folder's.
   Transformer load(bool share_mtp = true, const Json& changes = Json::object()) const;
-  // To run alone: of a packed model its weights where they lie, memory-mapped, with experts paged in where memory is less than the
-  // file; of others as load() has it.
+  // To run alone: of a packed model its weights where they lie, memory-mapped, with experts paged in where memory is less than
+  // the file; of others as load() has it.
   Transformer open() const;
   Vocabulary vocabulary() const;
   std::string chat_template() const;  // empty where there is none
 
  private:
-  bool packed() const;
-
   std::filesystem::path path_;
   std::optional<Gguf> gguf_;  // else it is a folder
 };
