@@ -93,6 +93,11 @@ def witness_environment():
     return {**os.environ, "PYTHONPATH": str(packages)}
 
 
+def gguf_package():
+    own = pip_python("gguf==0.19.0", dependencies=False)
+    return next((own.parent.parent / "lib").glob("python3*")) / "site-packages"
+
+
 def last_json(*command, **more):
     done = call(python(), *command, **more)
     return json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"failed": done.stderr[-500:]}
@@ -115,6 +120,15 @@ def convert():
         again = fulgur("convert", "--model", folder / "fp8", "--out", folder / "again", "--dtype", "fp8", "--shard-size", .001)
         same = all((folder / "again" / path.name).read_bytes() == path.read_bytes() for path in (folder / "fp8").glob("*.safetensors"))
         check("convert: fp8 to fp8", "the same bytes", "equal" if same else again, same)
+
+        call(python(), official, "gguf", source, folder / "official.gguf", env={**env, "PYTHONPATH": f"{env['PYTHONPATH']}:{gguf_package()}"}, check=True)
+        fulgur("convert", "--model", folder / "official.gguf", "--out", folder / "from-gguf", "--dtype", "f32")
+        said = last_json(official, "compare", source, folder / "from-gguf", env=env)
+        check("convert: the same as a GGUF file of deepseek32 written by the gguf package, to f32: values of all tensors", "equal",
+              f"{said.get('tensors')} tensors, different: {said.get('different', said)}", said.get("different") == [])
+        configs = [json.loads((folder / name / "config.json").read_text()) for name in ("f32", "from-gguf")]
+        unlike = [key for key in configs[0] | configs[1] if configs[0].get(key) != configs[1].get(key)]
+        check("convert: config.json out of that file", "equal but for what GGUF leaves out", f"different: {unlike}", set(unlike) <= {"bos_token_id"})
 
         def generated(model, *flags):
             said = json.loads(fulgur("--json", "generate", "--model", model, "--prompt", "It was", "--max-tokens", 100, "--top-log-probs", 5, *flags))

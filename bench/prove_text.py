@@ -80,13 +80,14 @@ def speed():
                   ratio >= 2 and statistics.median(ours) >= 20 * threads)
 
 
-# Schemas of every kind that is understood, drawn at random.
+# Schemas of every kind that is understood, drawn at random, of texts that end: among 130,000 tokens a model that knows nothing
+# would hardly ever close a string that may be of any length.
 def schema(rng, depth=0):
     kinds = ["string", "integer", "number", "boolean", "null", "enum", "const"] + (["object", "array", "union", "ref"] if depth < 3 else [])
     kind = rng.choice(kinds)
     if kind == "string":
         return rng.choice([{"type": "string", "maxLength": rng.randint(1, 12)}, {"type": "string", "minLength": 2, "maxLength": 5},
-                           {"type": "string", "pattern": "^[A-Z][a-z]{1,5}( [a-z]+)?$"}, {"type": "string", "format": rng.choice(["date", "uuid", "email", "date-time"])}])
+                           {"type": "string", "pattern": "^[A-Z][a-z]{1,5}( [a-z]+)?$"}, {"type": "string", "format": rng.choice(["date", "uuid", "date-time"])}])
     if kind == "integer":
         low = rng.randint(-500, 500)
         return {"type": "integer", "minimum": low, "maximum": low + rng.randint(0, 3000)}
@@ -101,7 +102,7 @@ def schema(rng, depth=0):
     if kind == "object":
         names = rng.sample(["id", "name", "größe", "a b", "tags", "q\"", "z"], rng.randint(0, 4))
         out = {"type": "object", "properties": {n: schema(rng, depth + 1) for n in names}, "required": [n for n in names if rng.random() < .6]}
-        out["additionalProperties"] = False if rng.random() < .8 else {"type": "boolean"}
+        out["additionalProperties"] = False
         return out
     if kind == "array":
         out = {"type": "array", "items": schema(rng, depth + 1), "maxItems": rng.randint(1, 4)}

@@ -4,6 +4,9 @@
     python tests/official.py compare FOLDER CONVERTED
     python tests/official.py large FOLDER              # no FP8, but 1.6 GB in bf16, most of it experts
 
+    python tests/official.py gguf FOLDER FILE          # the same tensors as llama.cpp names them; needs the gguf package too
+    python tests/official.py tiny FOLDER               # 100 KB, f16
+
 Needs torch and safetensors.
 
 compare: `fulgur convert` of FOLDER to f32, bf16 or fp8. Last line: {"tensors": N, "different": [names]}.
@@ -108,6 +111,69 @@ def write_large(folder):
     save_file(random_tensors(fp8=False), folder / "model.safetensors", {"format": "pt"})
 
 
+def write_tiny(folder):
+    CONFIG.update(vocab_size=40, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, q_lora_rank=16,
+                  kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=12, n_routed_experts=4, index_n_heads=2, index_head_dim=16, index_topk=8,
+                  rope_scaling={"type": "yarn", "factor": 4, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 1024})
+    del CONFIG["quantization_config"]
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    save_file({name: tensor.half() for name, tensor in random_tensors(fp8=False).items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+# Names by the gguf package's own tables; keys as llama.cpp's converter writes them.
+def write_gguf(folder, file):
+    import gguf
+    c = json.loads((folder / "config.json").read_text())
+    layers, names = c["num_hidden_layers"] + c["num_nextn_predict_layers"], gguf.get_tensor_name_map(gguf.MODEL_ARCH.GLM_DSA, 80)
+    w = gguf.GGUFWriter(str(file), "deepseek32")
+    w.add_block_count(layers), w.add_context_length(c["max_position_embeddings"]), w.add_embedding_length(c["hidden_size"])
+    w.add_feed_forward_length(c["intermediate_size"]), w.add_head_count(c["num_attention_heads"]), w.add_head_count_kv(1)
+    w.add_layer_norm_rms_eps(c["rms_norm_eps"]), w.add_rope_freq_base(c["rope_theta"]), w.add_rope_dimension_count(c["qk_rope_head_dim"])
+    w.add_q_lora_rank(c["q_lora_rank"]), w.add_kv_lora_rank(c["kv_lora_rank"])
+    w.add_key_length(c["kv_lora_rank"] + c["qk_rope_head_dim"]), w.add_value_length(c["kv_lora_rank"])
+    w.add_key_length_mla(c["qk_nope_head_dim"] + c["qk_rope_head_dim"]), w.add_value_length_mla(c["v_head_dim"])
+    w.add_leading_dense_block_count(c["first_k_dense_replace"]), w.add_expert_count(c["n_routed_experts"]), w.add_expert_used_count(c["num_experts_per_tok"])
+    w.add_expert_shared_count(c["n_shared_experts"]), w.add_expert_feed_forward_length(c["moe_intermediate_size"])
+    w.add_expert_weights_scale(c["routed_scaling_factor"]), w.add_expert_weights_norm(True), w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    w.add_expert_group_count(c["n_group"]), w.add_expert_group_used_count(c["topk_group"]), w.add_nextn_predict_layers(c["num_nextn_predict_layers"])
+    w.add_uint32("deepseek32.attention.indexer.head_count", c["index_n_heads"]), w.add_uint32("deepseek32.attention.indexer.key_length", c["index_head_dim"])
+    w.add_uint32("deepseek32.attention.indexer.top_k", c["index_topk"])
+    if scaling := c.get("rope_scaling"):
+        w.add_rope_scaling_type(gguf.RopeScalingType.YARN), w.add_rope_scaling_factor(scaling["factor"])
+        w.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"]), w.add_rope_scaling_yarn_log_mul(.1 * scaling["mscale_all_dim"])
+    if (folder / "tokenizer.json").exists():
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        ids = {**tokenizer["model"]["vocab"], **{added["content"]: added["id"] for added in tokenizer["added_tokens"]}}
+        special = {added["content"] for added in tokenizer["added_tokens"]}
+        tokens = sorted(ids, key=ids.get)
+        w.add_tokenizer_model("gpt2"), w.add_tokenizer_pre("deepseek-v3"), w.add_token_list(tokens)
+        w.add_token_types([3 if token in special else 1 for token in tokens])
+        w.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]])
+        w.add_eos_token_id(c["eos_token_id"])
+    half, stacks = "quantization_config" not in c, {}
+
+    def add(name, tensor):
+        w.add_tensor(name, (tensor.half() if half and tensor.dim() > 1 else tensor).numpy())
+
+    for name, tensor in read(folder).items():
+        if ".kv_b_proj." in name:  # by head, keys turned
+            by_head = tensor.view(c["num_attention_heads"], -1, c["kv_lora_rank"])
+            keys, values = by_head.split([c["qk_nope_head_dim"], c["v_head_dim"]], 1)
+            parts = {name.replace("kv_b_proj", "k_b_proj"): keys.transpose(1, 2).contiguous(), name.replace("kv_b_proj", "v_b_proj"): values.contiguous()}
+        elif ".experts." in name:
+            before, rest = name.split(".experts.")
+            stacks.setdefault(before + ".experts." + rest.split(".", 1)[1], {})[int(rest.split(".")[0])] = tensor
+            continue
+        else:
+            parts = {name.replace("e_score_correction_bias", "e_score_correction.bias"): tensor}
+        for part, value in parts.items():
+            add(names.get_name(part, try_suffixes=(".weight", ".bias")), value)
+    for name, stack in stacks.items():
+        add(names.get_name(name, try_suffixes=(".weight",)), torch.stack([stack[e] for e in range(len(stack))]))
+    w.write_header_to_file(), w.write_kv_data_to_file(), w.write_tensors_to_file(), w.close()
+
+
 def write(folder):
     tensors = random_tensors(fp8=True)
     folder.mkdir(parents=True)
@@ -135,4 +201,4 @@ def compare(folder, converted):
 
 
 if __name__ == "__main__":
-    {"write": write, "large": write_large, "compare": compare}[sys.argv[1]](*map(pathlib.Path, sys.argv[2:]))
+    {"write": write, "large": write_large, "tiny": write_tiny, "gguf": write_gguf, "compare": compare}[sys.argv[1]](*map(pathlib.Path, sys.argv[2:]))

@@ -163,6 +163,7 @@ Draw draw(std::span<const float> logits, const Sampling& s, const TokenCounts& c
 }
 
 std::vector<int32_t> most_likely(std::span<const float> logits, int64_t count) {
+  if (count == 0) return {};  // the usual case, and a vocabulary is large
   std::vector<int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
   count = std::min(count, int64_t(order.size()));

@@ -4,6 +4,8 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
+#include <charconv>
+#include <cmath>
 #include <cstring>
 
 #include "fulgur/base/error.h"
@@ -83,6 +85,14 @@ const Type* type_of(uint32_t number) {
   return nullptr;
 }
 
+// 1e-6, say: the shortest text that is this float, not what the float is to the last digit.
+double as_written(float value) {
+  char text[32];
+  double out = value;
+  if (std::isfinite(value)) std::from_chars(text, std::to_chars(text, text + sizeof text, value).ptr, out);
+  return out;
+}
+
 }  // namespace
 
 // Numbers and texts one after another, from the file's beginning.
@@ -119,7 +129,7 @@ class Gguf::Reader {
       case 5:
         return number<int32_t>();
       case 6:
-        return number<float>();
+        return as_written(number<float>());
       case 7:
         return number<uint8_t>() != 0;
       case 8:

@@ -10,9 +10,11 @@
 
 namespace fulgur {
 
-// Architecture llama. Throws InputError that names the key: another architecture, other rotations.
+// Architectures llama, deepseek2 (V3's gating by sigmoid) and deepseek32. Throws InputError that names the key: another
+// architecture, other rotations, other gating.
 ModelConfig gguf_config(const Gguf& file);
-// All its tensors in f32, under Hugging Face's names (names.h); rows of q and k back in the order of rotation by halves.
+// All its tensors in f32, under Hugging Face's names (names.h); rows of llama's q and k back in the order of rotation by halves,
+// experts apart, kv_b_proj whole where the file has it by head.
 std::map<std::string, at::Tensor> gguf_tensors(const Gguf& file, const ModelConfig& config);
 // Its tokenizer, a byte-level one (tokenizer.ggml.model gpt2).
 Vocabulary gguf_vocabulary(const Gguf& file);
