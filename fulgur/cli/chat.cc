@@ -29,9 +29,12 @@ struct Options {
 };
 
 constexpr const char* kHelp =
-    "/system TEXT  who the assistant is; begins anew      /think on|off  whether it reasons first (DeepSeek-V3.2)\n"
-    "/clear        begin anew                             /retry         the last question once more\n"
-    "/save FILE    the conversation as JSON               /quit          or Ctrl-D\n"
+    "/system TEXT   who the assistant is; begins anew\n"
+    "/clear         begin anew\n"
+    "/retry         the last question once more\n"
+    "/think on|off  whether it reasons first (DeepSeek-V3.2)\n"
+    "/save FILE     the conversation as JSON\n"
+    "/quit          or Ctrl-D\n"
     "Ctrl-C stops an answer.\n";
 
 const Json kShell = {
