@@ -2,6 +2,7 @@
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/file.h"
+#include "fulgur/base/sorted_json.h"
 
 namespace fulgur {
 
@@ -22,12 +23,11 @@ void check_depth(std::string_view text, const std::string& name) {
   }
 }
 
-}  // namespace
-
-Json parse_json(std::string_view text, const std::string& name, const Json::parser_callback_t& watch) {
+template <class AnyJson>
+AnyJson parse(std::string_view text, const std::string& name, const typename AnyJson::parser_callback_t& watch) {
   check_depth(text, name);
   try {
-    return Json::parse(text, watch);
+    return AnyJson::parse(text, watch);
   } catch (const Json::parse_error& error) {
     throw InputError(cat("[json] ", name, ": expected JSON, got an error at byte ", error.byte, ": ", error.what()));
   } catch (const Json::exception& error) {  // 1e999
@@ -35,6 +35,16 @@ Json parse_json(std::string_view text, const std::string& name, const Json::pars
   }
 }
 
+}  // namespace
+
+Json parse_json(std::string_view text, const std::string& name, const Json::parser_callback_t& watch) {
+  return parse<Json>(text, name, watch);
+}
+
 Json read_json(const std::filesystem::path& path) { return parse_json(read_file(path), path.string()); }
+
+SortedJson read_sorted_json(const std::filesystem::path& path) {
+  return parse<SortedJson>(read_file(path), path.string(), nullptr);
+}
 
 }  // namespace fulgur

@@ -6,6 +6,7 @@
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/json.h"
+#include "fulgur/base/sorted_json.h"
 #include "fulgur/text/bytes.h"
 #include "fulgur/text/train_bpe.h"
 
@@ -23,14 +24,14 @@ constexpr const char* kQwen2Pattern =
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| "
     "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
-int32_t token_id(const Json& id, const std::string& name) {
+int32_t token_id(const SortedJson& id, const std::string& name) {
   constexpr int32_t kLargest = 1 << 24;
   FULGUR_CHECK(id.is_number_unsigned() && id.get<uint64_t>() <= kLargest, "[tokenizer] ", name, ": expected ids from 0 to ",
                kLargest, ", got ", id.dump().substr(0, 100));
   return id.get<int32_t>();
 }
 
-void read_normalizer(const Json& json, Vocabulary& out) {
+void read_normalizer(const SortedJson& json, Vocabulary& out) {
   if (json.is_null()) return;
   std::string type = json.value("type", "");
   if (type == "Sequence") {
@@ -42,7 +43,7 @@ void read_normalizer(const Json& json, Vocabulary& out) {
   out.nfc = true;
 }
 
-void read_pre_tokenizer(const Json& json, Vocabulary& out) {
+void read_pre_tokenizer(const SortedJson& json, Vocabulary& out) {
   if (json.is_null()) return;
   std::string type = json.value("type", "");
   auto expect = [&](bool holds, const char* expected) {
@@ -109,7 +110,7 @@ void add_merge(Vocabulary& out, const Ids& ids, const std::string& both) {
   add_merge(out, ids, both.substr(0, space), both.substr(space + 1));
 }
 
-void read_model(const Json& model, Vocabulary& out, Ids& ids) {
+void read_model(const SortedJson& model, Vocabulary& out, Ids& ids) {
   FULGUR_CHECK(model.value("type", "BPE") == "BPE", "[tokenizer] ", out.name, ": model.type: expected BPE, got ",
                model.at("type").dump());
   for (const char* option : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"})
@@ -123,12 +124,12 @@ void read_model(const Json& model, Vocabulary& out, Ids& ids) {
     if (auto unknown = ids.find(model["unk_token"].get<std::string>()); unknown != ids.end()) out.unknown = unknown->second;
 }
 
-Vocabulary vocabulary_of(const Json& json, const std::string& name) {
+Vocabulary vocabulary_of(const SortedJson& json, const std::string& name) {
   Vocabulary out;
   Ids ids;
   out.name = name;
   read_model(json.at("model"), out, ids);
-  for (const auto& token : json.value("added_tokens", Json::array()))
+  for (const auto& token : json.value("added_tokens", SortedJson::array()))
     out.added.push_back({token.at("content").get<std::string>(), token_id(token.at("id"), name), token.value("special", false),
                          token.value("normalized", false)});
   int32_t largest = -1;
@@ -140,18 +141,18 @@ Vocabulary vocabulary_of(const Json& json, const std::string& name) {
     if (merge.is_array() && merge.size() == 2) add_merge(out, ids, merge[0].get<std::string>(), merge[1].get<std::string>());
     else add_merge(out, ids, merge.get<std::string>());
   }
-  read_normalizer(json.value("normalizer", Json()), out);
-  read_pre_tokenizer(json.value("pre_tokenizer", Json()), out);
+  read_normalizer(json.value("normalizer", SortedJson()), out);
+  read_pre_tokenizer(json.value("pre_tokenizer", SortedJson()), out);
   return out;
 }
 
 }  // namespace
 
 Vocabulary read_tokenizer_json(const std::filesystem::path& path) {
-  Json json = read_json(path);
+  SortedJson json = read_sorted_json(path);
   try {
     return vocabulary_of(json, path.string());
-  } catch (const Json::exception& error) {
+  } catch (const SortedJson::exception& error) {
     throw InputError(cat("[tokenizer] ", path.string(), ": expected a tokenizer.json of type BPE, got ", error.what()));
   }
 }
@@ -165,8 +166,10 @@ Json tokenizer_json(const Vocabulary& v) {
   Json vocab = Json::object(), merges = Json::array(), added = Json::array(), parts = Json::array();
   std::vector<bool> is_added(v.tokens.size());
   for (const auto& token : v.added) is_added[token.id] = true;
+  // Each token stands once, so no key is looked for among those before it.
+  std::vector<Json::object_t::value_type>& entries = vocab.get_ref<Json::object_t&>();
   for (size_t id = 0; id < v.tokens.size(); ++id)
-    if (v.known[id]) vocab[is_added[id] ? v.tokens[id] : characters(v.tokens[id])] = id;
+    if (v.known[id]) entries.emplace_back(is_added[id] ? v.tokens[id] : characters(v.tokens[id]), id);
   for (const auto& merge : v.merges) merges.push_back({characters(v.tokens[merge.left]), characters(v.tokens[merge.right])});
   for (const auto& token : v.added)
     added.push_back({{"id", token.id},
