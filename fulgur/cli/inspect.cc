@@ -48,7 +48,9 @@ Estimate estimate(const ModelConfig& config, const Options& o) {
   e.cache = pages_for(o.context) * page.bytes();
   e.memory = available_memory();
   double embedding = double(config.vocab_size * config.hidden_size), one = type == at::kBFloat16 ? 2 : 4;
-  double matrices = double(count_parameters(config).total) - embedding * (config.tie_word_embeddings ? 0 : 1);
+  auto count = count_parameters(config);  // packed, an MTP layer shares the embedding and the head
+  double matrices = double(count.total) - embedding * (config.tie_word_embeddings ? 0 : 1);
+  if (count.mtp > 0) matrices += double(count.mtp) - 2 * embedding;
   StoredBytes bytes{(double(e.weights) - embedding * one) / matrices,
                     of_key(layer.kv_SC) + of_key(layer.k_SHE) + of_key(layer.v_SHV), of_key(layer.index_PDK)};
   Limits limits;
@@ -84,7 +86,7 @@ Json estimate_json(const Estimate& e, const Options& o) {
 
 void print_estimate(const Estimate& e, const Options& o) {
   auto bytes = [](double count) { return human_count(count) + "B"; };
-  std::printf("\nrun here with %s weights, %s, a %s cache: %s of weights, %s of cache for %lld tokens; %s of memory free\n",
+  std::printf("\nrun here: weights %s, activations %s, cache %s: %s of weights, %s of cache for %lld tokens; %s of memory free\n",
               o.weights_format.c_str(), o.dtype.c_str(), o.cache.c_str(), bytes(double(e.weights)).c_str(),
               bytes(double(e.cache)).c_str(), static_cast<long long>(o.context), bytes(double(e.memory)).c_str());
   if (e.weights + e.cache > e.memory)

@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "fulgur/base/threads.h"
+
 namespace fulgur {
 namespace {
 
@@ -116,15 +118,15 @@ void ExpertPager::expect(int64_t layer, const at::Tensor& experts_Nk) {
 void ExpertPager::need(int64_t layer, const at::Tensor& experts_Nk) {
   auto experts = each_once(experts_Nk);
   int64_t whole = 0;
+  std::vector<Range> missing;
   for (int64_t expert : experts) {
-    bool missing = false;
+    size_t before = missing.size();
     state_->for_ranges(layer, expert, [&](const Range& range) {
-      if (present(range)) return;
-      missing = true;
-      read_ahead(range);
+      if (!present(range)) missing.push_back(range);
     });
-    whole += !missing;
+    whole += missing.size() == before;
   }
+  parallel_for(int64_t(missing.size()), [&](int64_t i) { read_ahead(missing[i]); });  // asking takes its time too
   std::lock_guard lock(state_->mutex);
   auto& counted = state_->counted;
   counted.needed += int64_t(experts.size()), counted.present += whole;
