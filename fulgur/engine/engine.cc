@@ -6,6 +6,7 @@
 
 #include "fulgur/base/threads.h"
 #include "fulgur/engine/loop.h"
+#include "fulgur/model/expert_pager.h"
 
 namespace fulgur {
 namespace {

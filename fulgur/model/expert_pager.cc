@@ -57,6 +57,8 @@ struct ExpertPager::State {
     if (weights.mtp) add(weights.mtp->layer);
     expected.resize(layers.size());
   }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
   ~State() {
     {
       std::lock_guard lock(mutex);

@@ -24,6 +24,8 @@ class ExpertPager {
  public:
   explicit ExpertPager(const Weights& weights);
   ~ExpertPager();
+  ExpertPager(const ExpertPager&) = delete;
+  ExpertPager& operator=(const ExpertPager&) = delete;
 
   // A layer will probably need these experts [N, k]: read by a thread of its own.
   void expect(int64_t layer, const at::Tensor& experts_Nk);

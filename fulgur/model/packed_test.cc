@@ -6,6 +6,7 @@
 #include "fulgur/base/error.h"
 #include "fulgur/base/system_memory.h"
 #include "fulgur/io/safetensors.h"
+#include "fulgur/model/expert_pager.h"
 #include "fulgur/model/transformer.h"
 
 namespace fulgur {

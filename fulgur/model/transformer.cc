@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "fulgur/base/error.h"
+#include "fulgur/model/expert_pager.h"
 #include "fulgur/model/rope_table.h"
 #include "fulgur/ops/cached_keys.h"
 #include "fulgur/ops/dense_mla/dense_mla.h"
@@ -72,6 +73,8 @@ Transformer::Transformer(ModelConfig config, Weights weights)
       weights_(std::move(weights)),
       frequencies_(rope_frequencies(config_)),
       softmax_scale_(fulgur::softmax_scale(config_)) {}
+
+void Transformer::page_experts() { pager_ = std::make_shared<ExpertPager>(weights_); }
 
 at::Tensor Transformer::forward(const Batch& batch, const ForwardOptions& options, Cache* cache,
                                 std::vector<LayerLosses>* losses) const {

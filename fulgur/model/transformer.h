@@ -5,17 +5,19 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "fulgur/model/config.h"
-#include "fulgur/model/expert_pager.h"
 #include "fulgur/model/weights.h"
 #include "fulgur/ops/formats.h"
 #include "fulgur/ops/rope/rope.h"
 
 namespace fulgur {
+
+class ExpertPager;
 
 enum class Attention { dense, sparse };  // MHA over all keys, or absorbed MLA over the indexer's top-k
 
@@ -122,7 +124,7 @@ class Transformer {
                          std::vector<LayerLosses>* losses = nullptr) const;
 
   // Weights are memory-mapped and do not fit in memory: forward asks for experts ahead (expert_pager.h).
-  void page_experts() { pager_ = std::make_shared<ExpertPager>(weights_); }
+  void page_experts();
   const ExpertPager* pager() const { return pager_.get(); }
 
   const ModelConfig& config() const { return config_; }

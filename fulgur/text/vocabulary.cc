@@ -113,9 +113,12 @@ void add_merge(Vocabulary& out, const Ids& ids, const std::string& both) {
 void read_model(const SortedJson& model, Vocabulary& out, Ids& ids) {
   FULGUR_CHECK(model.value("type", "BPE") == "BPE", "[tokenizer] ", out.name, ": model.type: expected BPE, got ",
                model.at("type").dump());
+  auto says_nothing = [](const SortedJson& value) {
+    return value.is_null() || value == 0 || (value.is_string() && value.get<std::string>().empty());
+  };
   for (const char* option : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"})
-    FULGUR_CHECK(!model.contains(option) || model[option].is_null() || model[option] == "" || model[option] == 0, "[tokenizer] ",
-                 out.name, ": model.", option, ": expected none, got ", model[option].dump());
+    FULGUR_CHECK(!model.contains(option) || says_nothing(model[option]), "[tokenizer] ", out.name, ": model.", option,
+                 ": expected none, got ", model[option].dump());
   FULGUR_CHECK(!model.value("byte_fallback", false), "[tokenizer] ", out.name,
                ": model.byte_fallback: expected a byte-level BPE, got true");
   out.whole_words = model.value("ignore_merges", false);
