@@ -65,6 +65,7 @@ class StreamParser {
   std::string held_;  // came, but is not read yet
   Message message_;
   bool in_call_ = false, first_argument_ = true, string_ = false;  // string_: the value is of a string
+  bool dropped_ = false;                                           // a marker, since the last text
 };
 
 }  // namespace fulgur

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cctype>
 #include <initializer_list>
+#include <utility>
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/python_json.h"
@@ -138,6 +139,11 @@ void StreamParser::emit(Delta::Kind kind, std::string_view text) {
     if (!text.empty()) state_ = State::content;
   }
   if (text.empty() && kind != Delta::call) return;
+  std::string apart;
+  if (bool of_text = kind == Delta::reasoning || kind == Delta::content; of_text && std::exchange(dropped_, false)) {
+    const auto& said = kind == Delta::reasoning ? message_.reasoning_content : message_.content;
+    if (begun(said, {kMarker, kBos, kEos, kThink, kThinkEnd, kOpened, kClosed}) < said.size()) text = apart = cat("\n", text);
+  }
   if (kind == Delta::reasoning) message_.reasoning_content += text;
   if (kind == Delta::content) message_.content += text;
   if (kind == Delta::call) message_.tool_calls.push_back({std::string(text), "", ""});
@@ -168,8 +174,9 @@ bool StreamParser::read_text(bool last) {
   return false;
 }
 
-// The marker at the front, in text.
+// The marker at the front, in text. What stands around one that is dropped may not become another.
 bool StreamParser::read_marker(bool last) {
+  dropped_ = true;
   if (in_text(held_, 0, kEos)) return go(State::done, 0);
   if (in_text(held_, 0, kThinkEnd)) return go(state_ == State::reasoning ? State::content : state_, kThinkEnd.size());
   if (in_text(held_, 0, kThink)) return go(State::reasoning, kThink.size());
@@ -260,7 +267,8 @@ bool StreamParser::read_value(bool last) {
     return go(State::between, end + kParameterEnd.size());
   }
   size_t other = first_of(held, {kInvokeEnd, kBlockEnd, kParameter, kEos}).at;
-  size_t safe = other != kNone ? other : begun(held, {kInvokeEnd, kBlockEnd, kParameter, kEos, kValueEnd, kValueEndLine});
+  size_t safe =
+      other != kNone ? other : begun(held, {kInvokeEnd, kBlockEnd, kParameter, kEos, kValueEnd, kValueEndLine, kParameterEnd});
   if (last && other == kNone && held.find(kBar, safe) == kNone) safe = held.size();  // no marker after all
   else if (safe > 0 && held[safe - 1] == '\n') --safe;                               // before one it is not of the value
   give_value(held.substr(0, safe));

@@ -189,6 +189,8 @@ TEST(StreamParser, KeepsWhatOthersLost) {
             (Json{{"reasoning_content", "all of it"}, {"content", ""}, {"tool_calls", Json::array()}}));
   EXPECT_EQ(both("a </@parameter> b @ c<｜begin▁of▁sentence｜> < d <｜", ThinkingMode::chat)["content"], "a  b  c < d ")
       << "stray markers";
+  EXPECT_EQ(both("a<｜</@invoke>DSML｜b", ThinkingMode::chat)["content"], "a<｜\nDSML｜b") << "what a dropped one leaves is none";
+  EXPECT_EQ(both("a<｜<think>b</think>DSML｜c", ThinkingMode::chat)["content"], "a<｜\nDSML｜c") << "nor across reasoning";
   for (auto name : {"arguments", "input"})
     EXPECT_EQ(arguments_of(cat("<@parameter name=\"", name, "\" string=\"false\">{\"x\": 1}</@parameter>")),
               cat("{\"", name, "\": {\"x\": 1}}"))
@@ -234,6 +236,8 @@ RC_GTEST_PROP(StreamParser, AnyTextIsReadAlikeHoweverItIsCut, ()) {
                                                ">",
                                                "/",
                                                "@",
+                                               "/@parameter",
+                                               "DSML｜",
                                                "｜",
                                                "é",
                                                "\xe4",
