@@ -63,9 +63,9 @@ void from_q6_k(const uint8_t* at, float* to) {
   const auto* scales = reinterpret_cast<const int8_t*>(at + 192);
   float d = half(at + 208);
   for (int i = 0; i < 256; ++i) {
-    int part = i / 128, rest = i % 128;
+    int part = i / 128, rest = i % 128, group = i / 16;
     int low = four[part * 64 + rest % 64] >> 4 * (rest / 64) & 15, high = two[part * 32 + rest % 32] >> 2 * (rest / 32) & 3;
-    to[i] = d * float(scales[i / 16]) * float((low | high << 4) - 32);
+    to[i] = d * float(scales[group]) * float((low | high << 4) - 32);
   }
 }
 

@@ -30,9 +30,9 @@ class Gguf {
   bool has(const std::string& key) const { return metadata_.contains(key); }
 
   struct Entry {
-    uint32_t type;               // ggml's number
-    std::vector<int64_t> shape;  // as in PyTorch: the last runs along memory
-    uint64_t begin, bytes;       // in the file
+    uint32_t type = 0;              // ggml's number
+    std::vector<int64_t> shape;     // as in PyTorch: the last runs along memory
+    uint64_t begin = 0, bytes = 0;  // in the file
   };
   const std::map<std::string, Entry>& tensors() const { return tensors_; }
 

@@ -25,7 +25,7 @@ void follow(Grammar grammar, std::string_view choices) {
   if (grammar.states.size() > 3000) return;
   Constraint constraint(std::move(grammar), tokens());
   int32_t state = constraint.start();
-  for (char choice : choices.substr(0, 64)) {
+  for (char choice : choices.substr(0, 16)) {
     auto mask = constraint.mask(state);
     std::vector<int32_t> ids;
     for (int32_t id = 0; id < int32_t(tokens()->texts.size()); ++id) {
