@@ -55,7 +55,7 @@ void convert(const Options& o, bool json) {
   std::filesystem::path folder = o.out + ".new";
   make_empty_folder(folder);
   // As they are, with what only others read in them.
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"})
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"})
     if (std::filesystem::exists(model_path / name)) write_file_atomic(folder / name, read_file(model_path / name));
   if (!std::filesystem::exists(folder / "tokenizer.json"))
     write_file_atomic(folder / "tokenizer.json", tokenizer_json(files.vocabulary()).dump(1) + "\n");

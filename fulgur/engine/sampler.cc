@@ -149,9 +149,9 @@ Draw draw(std::span<const float> logits, const Sampling& s, const TokenCounts& c
   Candidates c = candidates(logits, allowed);
   int32_t best = int32_t(std::max_element(c.logits.begin(), c.logits.end()) - c.logits.begin());
   if (s.temperature == 0) return {c.token(best), {}};
-  float top = c.logits[best], inverse = float(1 / s.temperature);
+  float top = c.logits[best];
   std::vector<float> weight(c.logits.size());
-  for (size_t i = 0; i < weight.size(); ++i) weight[i] = std::exp((c.logits[i] - top) * inverse);
+  for (size_t i = 0; i < weight.size(); ++i) weight[i] = std::exp(float(double(c.logits[i] - top) / s.temperature));
   bool filters = s.top_k > 0 || s.top_p < 1 || s.min_p > 0;
   Draw result;
   if (filters) result.kept = keep(s, c.logits, weight);

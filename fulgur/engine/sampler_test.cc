@@ -108,6 +108,7 @@ TEST(Sampler, ASeedAndAPositionDecide) {
 
 TEST(Sampler, ZeroTemperatureTakesTheLargestAndOfEqualOnesTheFirst) {
   EXPECT_EQ(draw_at({1, 5, 5, 2}, {.temperature = 0}, 9).token, 1);
+  EXPECT_EQ(draw_at({1, 5, 4, 2}, {.temperature = 1e-40, .top_p = 0.9}, 9).kept, std::vector<int32_t>{1}) << "nearly zero";
   EXPECT_EQ(most_likely(std::vector<float>{1, 5, 5, 2}, 3), (std::vector<int32_t>{1, 2, 3}));
   EXPECT_EQ(most_likely(std::vector<float>{1, 5}, 9).size(), 2u);
 }

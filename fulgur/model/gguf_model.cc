@@ -4,6 +4,7 @@
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/threads.h"
+#include "fulgur/model/names.h"
 
 namespace fulgur {
 namespace {
@@ -168,11 +169,9 @@ std::map<std::string, at::Tensor> gguf_tensors(const Gguf& file, const ModelConf
   std::map<std::string, at::Tensor> out;
   for (size_t i = 0; i < names.size(); ++i) {
     const auto& to = names[i].second;
-    auto star = to.find('*');
-    if (star == std::string::npos) out[to] = tensors[i];
+    if (to.find('*') == std::string::npos) out[to] = tensors[i];
     else
-      for (int64_t e = 0; e < tensors[i].size(0); ++e)
-        out[to.substr(0, star) + std::to_string(e) + to.substr(star + 1)] = tensors[i].select(0, e);
+      for (int64_t e = 0; e < tensors[i].size(0); ++e) out[expert_name(to, e)] = tensors[i].select(0, e);
   }
   for (int64_t i = 0; i < layers; ++i)
     if (auto k = cat("blk.", i, ".attn_k_b.weight"), v = cat("blk.", i, ".attn_v_b.weight");

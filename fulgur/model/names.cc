@@ -53,6 +53,11 @@ void add_layer(Specs& out, const std::string& prefix, const ModelConfig& c, bool
 
 }  // namespace
 
+std::string expert_name(const std::string& name, int64_t expert) {
+  auto star = name.find('*');
+  return name.substr(0, star) + std::to_string(expert) + name.substr(star + 1);
+}
+
 std::vector<TensorSpec> tensor_specs(const ModelConfig& c) {
   int64_t D = c.hidden_size, V = c.vocab_size;
   Specs out{{"model.embed_tokens.weight", {V, D}}};

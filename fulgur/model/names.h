@@ -16,6 +16,9 @@ struct TensorSpec {
   std::vector<int64_t> shape;  // [out, in] as in PyTorch
 };
 
+// An expert's own name, of one with '*' in place of its number.
+std::string expert_name(const std::string& name, int64_t expert);
+
 std::vector<TensorSpec> tensor_specs(const ModelConfig& config);
 
 // One InputError line for the first tensor that is missing, has another shape, or does not belong to the model.

@@ -51,6 +51,10 @@ at::Tensor following(const Batch& batch) {
   return next_N;
 }
 
+at::Tensor route(const ModelConfig& c, const MoeWeights& w, const at::Tensor& logits_NX) {
+  return ops::route(logits_NX, w.e_score_correction_bias, {c.n_group, c.topk_group, c.num_experts_per_tok});
+}
+
 at::Tensor mlp(const MlpWeights& w, const at::Tensor& x_ND) {
   return ops::linear(ops::swiglu(ops::linear(x_ND, w.gate_proj), ops::linear(x_ND, w.up_proj)), w.down_proj);
 }
@@ -274,8 +278,7 @@ void Transformer::expect_experts(int64_t index, const at::Tensor& stream_ND) con
   if (index >= int64_t(weights_.layers.size()) || !weights_.layers[index].moe) return;
   const auto& next = weights_.layers[index];
   auto x_ND = ops::rms_norm(stream_ND, next.post_attention_layernorm, config_.rms_norm_eps);
-  pager_->expect(index, ops::route(ops::linear(x_ND.to(at::kFloat), next.moe->gate), next.moe->e_score_correction_bias,
-                                   {config_.n_group, config_.topk_group, config_.num_experts_per_tok}));
+  pager_->expect(index, route(config_, *next.moe, ops::linear(x_ND.to(at::kFloat), next.moe->gate)));
 }
 
 at::Tensor Transformer::feed_forward(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const {
@@ -283,9 +286,7 @@ at::Tensor Transformer::feed_forward(const LayerWeights& layer, const at::Tensor
   const MoeWeights& w = *layer.moe;
   auto logits_NX = ops::linear(x_ND.to(at::kFloat), w.gate);
   const at::Tensor* replayed = forced(pass.options, &Replay::experts_Nk, index);
-  auto experts_Nk = replayed ? *replayed
-                             : ops::route(logits_NX, w.e_score_correction_bias,
-                                          {config_.n_group, config_.topk_group, config_.num_experts_per_tok});
+  auto experts_Nk = replayed ? *replayed : route(config_, w, logits_NX);
   if (pager_) pager_->need(index, experts_Nk);
   if (auto* cached = pass.layer_cache(index); cached && cached->experts_Sk.defined())
     cached->experts_Sk.index_copy_(0, pass.batch.slots_N, experts_Nk);

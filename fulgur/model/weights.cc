@@ -99,11 +99,6 @@ Weights empty_weights(const ModelConfig& config) {
   return w;
 }
 
-std::string expert_name(const std::string& name, int64_t expert) {
-  auto star = name.find('*');
-  return name.substr(0, star) + std::to_string(expert) + name.substr(star + 1);
-}
-
 bool ends_with(const std::string& name, const std::string& end) {
   return name.size() >= end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0;
 }

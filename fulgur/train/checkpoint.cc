@@ -90,7 +90,8 @@ Transformer ModelFiles::open() const {
   auto packed = packing();
   if (!packed) return load();
   auto weights = path_ / kPackedWeights;
-  Transformer model(config(), import_packed(config(), *packed, map_safetensors(weights)));
+  auto read = config();
+  Transformer model(read, import_packed(read, *packed, map_safetensors(weights)));
   if (int64_t(fs::file_size(weights)) > available_memory()) model.page_experts();
   return model;
 }
