@@ -39,6 +39,8 @@ CASES = {
     "route_weights": [(leaf(N, 4), ids, True, 2.5)],
     "balance_loss": [(leaf(N, 4), ids, starts)],
     "log_prob": [(leaf(N, D), leaf(7, D), targets)],
+    "kept_log_prob": [(leaf(N, D), leaf(7, D), targets, torch.tensor([0, 0, 2, 2, 4, 5, 5], dtype=torch.int32),
+                       torch.tensor([2, 5, 1, 4, 0], dtype=torch.int32), 0.8)],
     "logits": [(torch.randn(N, D), torch.randn(7, D)), (torch.randn(N, D), F.pack(torch.randn(16, D)))],
     "embedding": [(leaf(7, D), targets, False)],
     "dense_mla": [(leaf(N, H, D), leaf(S, H, D), leaf(S, H, 5), visible, 0.3)],

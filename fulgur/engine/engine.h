@@ -47,14 +47,16 @@ struct Request {
   Sampling sampling = {};
   std::vector<int32_t> stop_tokens = {};  // end the text; the token itself is an event too
   int64_t top_log_probs = 0;              // alternatives told with each token
-  std::shared_ptr<const Constraint> constraint = nullptr;  // what the answer must be a text of; stop tokens may end it where it is one
-  int priority = 0;                       // larger ones are admitted first, and lose their pages last
+  std::shared_ptr<const Constraint> constraint =
+      nullptr;       // what the answer must be a text of; stop tokens may end it where it is one
+  int priority = 0;  // larger ones are admitted first, and lose their pages last
 };
 
 // One generated token. Log-probabilities are the model's own, before penalties, temperature and filters.
 struct Token {
   int32_t id = 0;
   float log_prob = 0;
+  float kept_log_prob = 0;                     // among `kept`, at the request's temperature: what reinforcement learning needs
   std::vector<std::pair<int32_t, float>> top;  // most likely first
   std::vector<int32_t> kept;                   // what the draw chose among, ascending; empty: everything
 };

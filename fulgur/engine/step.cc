@@ -44,6 +44,13 @@ std::span<const float> row_of(const at::Tensor& logits_NV, int64_t row) {
   return {logits_NV.const_data_ptr<float>() + row * V, size_t(V)};
 }
 
+// Of a draw; greedy ones have no distribution.
+float kept_log_prob_of(std::span<const float> logits, const Draw& of, const Sampling& sampling, float lse) {
+  if (sampling.temperature == 0) return 0;
+  if (sampling.temperature == 1 && of.kept.empty()) return logits[of.token] - lse;
+  return ops::kept_log_prob(logits, of.kept, sampling.temperature, of.token);
+}
+
 // The tokens a sequence's constraint allows next; empty: all.
 TokenMask allowed_next(const Sequence& sequence) {
   const auto& request = sequence.request;
@@ -102,7 +109,8 @@ void Engine::Loop::sample(std::vector<Part*> ready, const at::Tensor& logits_NV)
       float lse = ops::log_sum_exp(row.data(), int64_t(row.size()));
       if (!std::isfinite(lse)) return;
       Draw of = draw(row, sequence.request.sampling, sequence.counts, sequence.tokens.size(), allowed_next(sequence));
-      drawn[i] = {{of.token, row[of.token] - lse, {}, std::move(of.kept)}, /*finite=*/true};
+      float kept = kept_log_prob_of(row, of, sequence.request.sampling, lse);
+      drawn[i] = {{of.token, row[of.token] - lse, kept, {}, std::move(of.kept)}, /*finite=*/true};
       for (int32_t id : most_likely(row, sequence.request.top_log_probs)) drawn[i].token.top.push_back({id, row[id] - lse});
     });
     std::vector<Part*> right;

@@ -143,6 +143,58 @@ TEST_P(Layers, LogProbabilitiesEqualTheReferenceAndSkipMinusOne) {
   EXPECT_THROW(log_prob(at::zeros({1, 2}), at::zeros({3, 2}), at::full({1}, 3, at::kInt)), InputError);
 }
 
+// A third of the rows keep everything, the others some tokens, their target among them.
+Kept some_kept(const at::Tensor& targets_N, int64_t V) {
+  std::vector<int32_t> offsets{0}, ids;
+  for (int64_t i = 0; i < targets_N.size(0); ++i) {
+    for (int32_t token = 0; i % 3 > 0 && token < V; ++token)
+      if ((token * 31 + i) % 7 < 2 || token == targets_N[i].item<int>()) ids.push_back(token);
+    offsets.push_back(int32_t(ids.size()));
+  }
+  return {at::tensor(offsets, at::kInt), at::tensor(ids, at::kInt)};
+}
+
+TEST_P(Layers, KeptLogProbabilitiesEqualTheReference) {
+  at::manual_seed(11);
+  auto targets = at::randint(0, 77, {600}, at::kInt);
+  targets[3] = -1, targets[599] = -1;
+  auto kept = some_kept(targets, 77);
+  for (double temperature : {1.0, 0.6}) {
+    auto op = [&](const List& in) { return kept_log_prob(in[0], in[1], targets, kept, temperature).first; };
+    auto expected = [&](const List& in) { return reference::kept_log_prob(in[0], in[1], targets, kept, temperature).first; };
+    List inputs{leaf({600, 18}), leaf({77, 18})};
+    EXPECT_LT(worst_difference(op, expected, inputs), 5e-6);
+    EXPECT_LT(relative(kept_log_prob(inputs[0], inputs[1], targets, kept, temperature).second,
+                       reference::kept_log_prob(inputs[0], inputs[1], targets, kept, temperature).second),
+              5e-6);
+  }
+}
+
+TEST_P(Layers, KeptLogProbabilitiesAreTheSamplersToTheBit) {
+  at::manual_seed(12);
+  auto targets = at::randint(0, 77, {60}, at::kInt);
+  auto kept = some_kept(targets, 77);
+  for (auto type : {at::kFloat, at::kBFloat16}) {
+    auto x = at::randn({60, 18}).to(type), weight = at::randn({77, 18});
+    auto all = kept_log_prob(x, weight, targets, kept, 0.7).first, rows = logits(x, weight);
+    for (int64_t i = 0; i < 60; ++i) {
+      int begin = kept.offsets_N1[i].item<int>(), end = kept.offsets_N1[i + 1].item<int>();
+      std::span<const int32_t> of{kept.ids.const_data_ptr<int>() + begin, size_t(end - begin)};
+      EXPECT_EQ(kept_log_prob({rows.const_data_ptr<float>() + i * 77, 77}, of, 0.7, targets[i].item<int>()),
+                all[i].item<float>());
+    }
+    // With nothing left out and at temperature 1 they are the model's own.
+    Kept everything{at::zeros({61}, at::kInt), at::empty({0}, at::kInt)};
+    EXPECT_TRUE(at::equal(kept_log_prob(x, weight, targets, everything, 1).first, log_prob(x, weight, targets)));
+  }
+  auto outside = [&](int32_t token) {
+    return kept_log_prob(at::zeros({1, 2}), at::zeros({3, 2}), at::full({1}, token, at::kInt),
+                         {at::tensor({0, 2}, at::kInt), at::tensor({0, 2}, at::kInt)}, 1);
+  };
+  EXPECT_NO_THROW(outside(2));
+  EXPECT_THROW(outside(1), InputError);
+}
+
 TEST_P(Layers, EmbeddingAddsGradientsOfEqualTokensAndZeroesMinusOne) {
   at::manual_seed(8);
   auto ids = at::randint(-1, 9, {500}, at::kInt);

@@ -4,7 +4,7 @@
 #include <ATen/ops/ones.h>
 #include <c10/core/GradMode.h>
 
-#include "fulgur/ops/linear/weight.h"
+#include "fulgur/ops/log_prob/head.h"
 #include "fulgur/ops/log_prob/kernels.h"
 
 namespace fulgur::ops {
@@ -16,36 +16,10 @@ using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const T
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using Backward = Gradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&);
 
-constexpr int64_t kChunk = 512;  // rows whose logits are held at once; a multiple of the GEMM's chain length
-
-const void* at_row(const Tensor& rows, int64_t row) {
-  return static_cast<const char*>(rows.const_data_ptr()) + row * rows.size(1) * rows.element_size();
-}
-
-void logits_into(const Rows& rows, int64_t first, int64_t count, const Tensor& weight, float* out) {
-  GemmParams p = Weight{weight, 0}.product(rows.x, "log_prob");
-  rows.give(p, first);
-  p.c = out, p.M = count, p.c_row = p.N;
-  gemm(p);
-}
-
-void check(const Tensor& x, const Tensor& weight) {
-  Weight w{weight, 0};
-  FULGUR_CHECK(x.dim() == 2 && w.valid() && x.size(1) == w.inputs(),
-               "[log_prob] expected rows [N, D] and a head [V, D], or packed, got ", x.sizes(), " and ", weight.sizes());
-}
-
-void check_targets(const Tensor& targets, int64_t N, int64_t V) {
-  FULGUR_CHECK(targets.dim() == 1 && targets.size(0) == N, "[log_prob] expected ", N, " targets, got ", targets.sizes());
-  const int* target = targets.const_data_ptr<int>();
-  for (int64_t i = 0; i < N; ++i)
-    FULGUR_CHECK(target[i] >= -1 && target[i] < V, "[log_prob] expected targets below ", V, ", got ", target[i]);
-}
-
 Tensor logits_cpu(const Tensor& x_in, const Tensor& weight_in) {
   auto x = x_in.contiguous(), weight = weight_in.contiguous();
   Weight w{weight, 0};
-  check(x, weight);
+  check_head(x, weight);
   auto out = at::empty({x.size(0), w.outputs()}, x.options().dtype(at::kFloat));
   logits_into(Rows(x, w, "log_prob"), 0, x.size(0), weight, out.mutable_data_ptr<float>());
   return out;
@@ -66,7 +40,7 @@ void row_results(const float* logits, const int* target, int64_t rows, int64_t V
 }
 
 std::tuple<Tensor, Tensor> log_prob_cpu(const Tensor& x_in, const Tensor& weight_in, const Tensor& targets_in) {
-  check(x_in, weight_in);
+  check_head(x_in, weight_in);
   auto x = x_in.contiguous(), weight = weight_in.contiguous(), targets = targets_in.to(at::kInt).contiguous();
   Weight w{weight, 0};
   int64_t N = x.size(0), V = w.outputs();
@@ -89,43 +63,8 @@ std::tuple<Tensor, Tensor> log_prob_meta(const Tensor& x, const Tensor&, const T
   return {at::empty_symint({x.sym_size(0)}, options), at::empty_symint({x.sym_size(0)}, options)};
 }
 
-// dx = dlogits W and dW += dlogits^T x of one chunk.
-void add_products(const Tensor& dlogits, const Tensor& x, const Tensor& weight, int64_t first, int64_t rows, const Tensor& dx,
-                  const Tensor& dweight) {
-  int64_t D = x.size(1), V = weight.size(0);
-  auto x_type = storage(x, "log_prob"), w_type = storage(weight, "log_prob");
-  GemmParams to_x{.a = dlogits.const_data_ptr(),
-                  .b = weight.const_data_ptr(),
-                  .c = const_cast<void*>(at_row(dx, first)),
-                  .M = rows,
-                  .N = D,
-                  .K = V,
-                  .a_row = V,
-                  .a_col = 1,
-                  .b_row = D,
-                  .b_col = 1,
-                  .c_row = D,
-                  .b_type = w_type,
-                  .round_b_to_bf16 = x_type == Storage::bf16 && w_type == Storage::f32};
-  GemmParams to_weight{.a = dlogits.const_data_ptr(),
-                       .b = at_row(x, first),
-                       .c = dweight.mutable_data_ptr(),
-                       .M = V,
-                       .N = D,
-                       .K = rows,
-                       .a_row = 1,
-                       .a_col = V,
-                       .b_row = D,
-                       .b_col = 1,
-                       .c_row = D,
-                       .b_type = x_type,
-                       .accumulate = true};
-  GemmParams both[] = {to_x, to_weight};
-  gemm(both);
-}
-
 Gradients log_prob_backward_cpu(const Tensor& dresult_in, const Tensor& x_in, const Tensor& weight_in, const Tensor& targets_in) {
-  check(x_in, weight_in);
+  check_head(x_in, weight_in);
   check_plain(weight_in, 2, "log_prob");
   auto x = x_in.contiguous(), weight = weight_in.contiguous(), targets = targets_in.to(at::kInt).contiguous();
   auto dresult = dresult_in.contiguous();
