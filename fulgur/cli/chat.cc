@@ -84,17 +84,7 @@ class Chat {
     return true;
   }
 
-  Json saved() const {
-    Json out = Json::array();
-    for (const auto& message : messages_) {
-      Json json{{"role", role_name(message.role)}, {"content", message.content}};
-      if (!message.reasoning_content.empty()) json["reasoning_content"] = message.reasoning_content;
-      for (const auto& call : message.tool_calls)
-        json["tool_calls"].push_back({{"type", "function"}, {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
-      out.push_back(json);
-    }
-    return {{"messages", out}};
-  }
+  Json saved() const { return {{"messages", json_of(messages_)}}; }
 
  private:
   EngineOptions engine_options(const ModelConfig& config) const {

@@ -94,4 +94,23 @@ std::vector<Message> messages_of(const Json& list, const std::string& where) {
   return out;
 }
 
+Json json_of(const Message& message) {
+  Json out{{"role", role_name(message.role)}, {"content", message.content}};
+  if (!message.reasoning_content.empty()) out["reasoning_content"] = message.reasoning_content;
+  for (const auto& call : message.tool_calls) {
+    Json json{{"type", "function"}, {"function", {{"name", call.name}, {"arguments", call.arguments}}}};
+    if (!call.id.empty()) json["id"] = call.id;
+    out["tool_calls"].push_back(json);
+  }
+  for (const auto& tool : message.tools) out["tools"].push_back({{"type", "function"}, {"function", tool}});
+  if (!message.response_format.is_null()) out["response_format"] = message.response_format;
+  return out;
+}
+
+Json json_of(const std::vector<Message>& messages) {
+  Json out = Json::array();
+  for (const auto& message : messages) out.push_back(json_of(message));
+  return out;
+}
+
 }  // namespace fulgur

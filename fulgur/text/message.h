@@ -33,6 +33,10 @@ struct Message {
 Message message_of(const Json& json, const std::string& where);
 std::vector<Message> messages_of(const Json& list, const std::string& where);
 
+// The other way.
+Json json_of(const Message& message);
+Json json_of(const std::vector<Message>& messages);
+
 const char* role_name(Role role);
 
 }  // namespace fulgur

@@ -28,7 +28,8 @@ struct Candidate {
 class Trainer {
  public:
   Trainer(const WordCounts& words, const BpeOptions& options) : options_(options) {
-    for (const auto& token : options.special_tokens) model_.vocab.push_back(token);
+    for (const auto* tokens : {&options.special_tokens, &options.added_tokens})
+      model_.vocab.insert(model_.vocab.end(), tokens->begin(), tokens->end());
     std::vector<std::string> characters(byte_characters().begin(), byte_characters().end());
     std::array<int32_t, 256> id{};
     std::vector<int> order(256);
@@ -142,10 +143,10 @@ Vocabulary vocabulary_of(const BpeModel& model, const BpeOptions& options, const
   std::unordered_map<std::string, int32_t> ids;
   bool byte_level;
   for (size_t i = 0; i < model.vocab.size(); ++i) {
-    bool special = i < options.special_tokens.size();
+    bool special = i < options.special_tokens.size(), added = i < options.special_tokens.size() + options.added_tokens.size();
     ids[model.vocab[i]] = int32_t(i);
-    out.tokens.push_back(special ? model.vocab[i] : token_bytes(model.vocab[i], byte_level));
-    if (special) out.added.push_back({model.vocab[i], int32_t(i), /*special=*/true, /*normalized=*/false});
+    out.tokens.push_back(added ? model.vocab[i] : token_bytes(model.vocab[i], byte_level));
+    if (added) out.added.push_back({model.vocab[i], int32_t(i), special, /*normalized=*/false});
   }
   out.known.assign(out.tokens.size(), true);
   for (const auto& character : byte_characters()) out.byte_ids.push_back(ids.at(character));

@@ -16,9 +16,10 @@ namespace fulgur {
 using WordCounts = std::unordered_map<std::string, int64_t>;
 
 struct BpeOptions {
-  int64_t vocab_size = 4096;                // special tokens and the 256 bytes included
-  int64_t min_frequency = 2;                // a pair seen less often is never merged
-  std::vector<std::string> special_tokens;  // take the first ids
+  int64_t vocab_size = 4096;                   // special tokens and the 256 bytes included
+  int64_t min_frequency = 2;                   // a pair seen less often is never merged
+  std::vector<std::string> special_tokens;     // take the first ids,
+  std::vector<std::string> added_tokens = {};  // and these the next: text, each of which is one token where a format writes it
 };
 
 struct BpeModel {
@@ -27,8 +28,8 @@ struct BpeModel {
 };
 
 // Merges the most frequent pair, of equals the one with the smaller ids, until the vocabulary is full.
-// Ids: special tokens, then bytes by code point of their character, then merges. Throws InputError when the
-// vocabulary has no room for bytes and special tokens.
+// Ids: special and added tokens, then bytes by code point of their character, then merges. Throws InputError when the
+// vocabulary has no room for bytes and these.
 BpeModel train_bpe(const WordCounts& words, const BpeOptions& options);
 
 // The pattern set DeepSeek's own tokenizer uses: digits by three, CJK runs, then words and punctuation.

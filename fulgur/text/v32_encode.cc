@@ -155,6 +155,35 @@ Prompt encode_v32(const std::vector<Message>& messages, const EncodeOptions& opt
   return encoder.out;
 }
 
+const std::vector<std::string>& v32_special_tokens() {
+  static const std::vector<std::string> tokens{std::string(kBos),       std::string(kEos),   std::string(kUser),
+                                               std::string(kAssistant), std::string(kThink), std::string(kThinkEnd)};
+  return tokens;
+}
+
+const std::vector<std::string>& v32_fixed_texts() {
+  static const std::vector<std::string> texts = [] {
+    std::string invoke = cat(kInvoke, " name=\""), parameter = cat(kParameter, " name=\""), end = cat("<", kParameterEnd, ">");
+    std::string invoke_end = cat("\n", kInvokeEnd, ">"), calls_end = cat("\n", kCallsEnd);
+    return std::vector<std::string>{cat("\n\n", kTools),
+                                    "</functions>\n",
+                                    cat("\n\n", kCalls, ">\n", invoke),  // the first call,
+                                    cat("\n", invoke),                   // and others
+                                    cat("\">\n", parameter),             // the first parameter,
+                                    cat(end, "\n", parameter),           // and others
+                                    std::string(kIsString),
+                                    std::string(kIsOther),
+                                    cat(end, invoke_end),
+                                    cat(end, invoke_end, calls_end),
+                                    cat("\">\n", invoke_end),  // of a call without parameters
+                                    calls_end,
+                                    "\n\n<function_results>\n<result>",
+                                    "</result>\n<result>",
+                                    "</result>\n</function_results>\n\n"};
+  }();
+  return texts;
+}
+
 ThinkingMode thinking_mode(const std::string& name) {
   FULGUR_CHECK(name == "chat" || name == "thinking", "[messages] thinking_mode: expected chat or thinking, got '", name, "'");
   return name == "chat" ? ThinkingMode::chat : ThinkingMode::thinking;

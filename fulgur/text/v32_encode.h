@@ -27,6 +27,12 @@ struct EncodeOptions {
 Prompt encode_v32(const std::vector<Message>& messages, const EncodeOptions& options = {},
                   const std::vector<Message>& context = {});
 
+// For a tokenizer of one's own: BOS (id 0), EOS (1), turns and think tags; and the words around tools, calls and results, which
+// are text to a vocabulary that has room for them. As added tokens the fixed 1,133 bytes before a list of tools are one token
+// instead of hundreds; the text stays the format's to the byte.
+const std::vector<std::string>& v32_special_tokens();
+const std::vector<std::string>& v32_fixed_texts();
+
 // "chat" or "thinking"; "paper" or "api".
 ThinkingMode thinking_mode(const std::string& name);
 Retention retention(const std::string& name);
