@@ -1,0 +1,114 @@
+#include "fulgur/tasks/drills.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "fulgur/base/error.h"
+#include "fulgur/tasks/draw.h"
+#include "fulgur/tasks/task.h"
+
+namespace fulgur {
+namespace {
+
+std::string letters(RandomStream& random) {
+  static const std::string all = "abcdefghijklmnopqrstuvwxyz";
+  std::string out;
+  for (uint64_t left = 2 + random.below(6); left > 0; --left) out += all[random.below(all.size())];
+  return out;
+}
+
+std::string string_of_no_meaning(RandomStream& random) {
+  for (;;) {
+    auto out = random.below(2) ? letters(random) : made_up_word(/*fresh=*/false, random);
+    if (!is_fresh(out)) return out;
+  }
+}
+
+struct Pair {
+  std::string key, value;
+};
+
+std::vector<Pair> pairs(RandomStream& random, uint64_t count) {
+  std::vector<Pair> out;
+  while (out.size() < count) {
+    Pair pair{string_of_no_meaning(random), string_of_no_meaning(random)};
+    if (std::none_of(out.begin(), out.end(), [&](const Pair& other) { return other.key == pair.key; })) out.push_back(pair);
+  }
+  return out;
+}
+
+// How a string stands in its line: what is before it decides how it is cut into tokens.
+std::string dressed(const std::string& text, RandomStream& random) {
+  static const std::pair<const char*, const char*> dresses[] = {{"", ""}, {" ", " "}, {"\"", "\""}, {"(", ")"}, {" \"", "\""}};
+  auto [before, behind] = dresses[random.below(std::size(dresses))];
+  return before + text + behind;
+}
+
+std::string joined(const std::vector<Pair>& all, const std::string& separator, const std::string& end) {
+  std::string out;
+  for (const auto& pair : all) out += (out.empty() ? "" : separator) + pair.key;
+  return out + end;
+}
+
+// A line, again and again: the plainest thing to copy, from which the rest is learned sooner.
+std::string line_again(RandomStream& random) {
+  auto line = joined(pairs(random, 4 + random.below(9)), " ", "\n");
+  return line + line + line;
+}
+
+// A list, and again, with other signs between.
+std::string list_twice(RandomStream& random) {
+  static const char* separators[] = {", ", " ", "\n", "; ", "\" \"", " -> "};
+  auto all = pairs(random, 2 + random.below(5));
+  auto separator = [&] { return separators[random.below(std::size(separators))]; };
+  return joined(all, separator(), "\n") + joined(all, separator(), "\n") + joined(all, separator(), "\n");
+}
+
+// Keys and values, then keys whose values are to be found.
+std::string table(RandomStream& random) {
+  static const char* arrows[] = {": ", " = ", " -> ", "\": \"", " is "};
+  auto all = pairs(random, 2 + random.below(6));
+  std::string arrow = arrows[random.below(std::size(arrows))], out;
+  for (const auto& pair : all) out += pair.key + arrow + pair.value + "\n";
+  for (size_t i = 0; i < all.size(); ++i) {
+    const auto& pair = all[random.below(all.size())];
+    out += dressed(pair.key, random) + "?" + dressed(pair.value, random) + "\n";
+  }
+  return out;
+}
+
+// A record as JSON, what is asked of it, and the answer.
+std::string record(RandomStream& random) {
+  auto all = pairs(random, 1 + random.below(3));
+  std::string out = "{";
+  for (size_t i = 0; i < all.size(); ++i) out += cat(i ? ", " : "", "\"", all[i].key, "\": \"", all[i].value, "\"");
+  out += "}\n";
+  for (size_t i = 0; i < 2; ++i) {
+    const auto& pair = all[random.below(all.size())];
+    out += "The " + pair.key + " is " + dressed(pair.value, random) + ".\n";
+  }
+  return out;
+}
+
+// a to b, b to c: from a to c.
+std::string chain(RandomStream& random) {
+  auto all = pairs(random, 3 + random.below(3));
+  std::string out;
+  for (size_t i = 0; i + 1 < all.size(); ++i) out += all[i].key + " to " + all[i + 1].key + "\n";
+  size_t from = random.below(all.size() - 2);
+  return out + "from " + all[from].key + " to " + all[from + 1].key + " to " + all[from + 2].key + "\n";
+}
+
+}  // namespace
+
+std::string drill(RandomStream& random) {
+  std::string out;
+  for (uint64_t left = 2 + random.below(5); left > 0; --left) {
+    using Kind = std::string (*)(RandomStream&);
+    static constexpr Kind kinds[] = {line_again, line_again, list_twice, table, record, chain};
+    out += pick(kinds, random)(random);
+  }
+  return out;
+}
+
+}  // namespace fulgur
