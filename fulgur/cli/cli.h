@@ -35,6 +35,7 @@ void add_tokenizer(CLI::App& app, Common& common);
 void add_encode(CLI::App& app, Common& common);
 void add_parse(CLI::App& app, Common& common);
 void add_data(CLI::App& app, Common& common);
+void add_tasks(CLI::App& app, Common& common);
 void add_train(CLI::App& app, Common& common);
 void add_forward(CLI::App& app, Common& common);
 void add_generate(CLI::App& app, Common& common);

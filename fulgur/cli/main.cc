@@ -113,8 +113,8 @@ int run(int argc, char** argv) {
     if (common.threads > 0) set_threads(common.threads);
     if (!isa_name.empty()) set_isa(isa_name);
   });
-  for (auto add : {add_speedrun, add_tokenizer, add_encode, add_parse, add_data, add_train, add_forward, add_generate, add_chat,
-                   add_convert, add_inspect, add_eval, add_report, add_bench})
+  for (auto add : {add_speedrun, add_tokenizer, add_encode, add_parse, add_data, add_tasks, add_train, add_forward, add_generate,
+                   add_chat, add_convert, add_inspect, add_eval, add_report, add_bench})
     add(app, common);
 
   install_arena();

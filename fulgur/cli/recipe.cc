@@ -2,6 +2,7 @@
 
 #include <toml++/toml.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "fulgur/base/error.h"
@@ -33,6 +34,11 @@ double number(const std::string& file, const std::string& key, const toml::node&
 void assign(const std::string& file, const std::string& key, const toml::node& node, double& field) {
   field = number(file, key, node);
 }
+void assign(const std::string& file, const std::string& key, const toml::node& node, bool& field) {
+  auto value = node.value_exact<bool>();
+  FULGUR_CHECK(value, "[recipe] ", where(file, node), ": ", key, ": expected true or false, got something else");
+  field = *value;
+}
 template <class Integer>
 requires std::is_integral_v<Integer>
 void assign(const std::string& file, const std::string& key, const toml::node& node, Integer& field) {
@@ -47,12 +53,14 @@ void assign(const std::string& file, const std::string& key, const toml::node& n
   field = *value;
 }
 
-void read_stage(const std::string& file, const std::string& section, const toml::table& table, StageConfig& stage) {
+// `visit` is visit_stage or visit_rl of what the section fills.
+template <class Visit>
+void read_section(const std::string& file, const std::string& section, const toml::table& table, const Visit& visit) {
   for (const auto& entry : table) {
     const toml::key& key = entry.first;
     const toml::node& node = entry.second;
     bool known = false;
-    visit_stage(stage, [&](const char* name, auto& field) {
+    visit([&](const char* name, auto& field) {
       if (key.str() != name) return;
       assign(file, cat(section, ".", name), node, field), known = true;
     });
@@ -77,7 +85,9 @@ Json model_value(const std::string& file, const toml::node& node, int depth = 0)
 
 }  // namespace
 
-StageConfig& Recipe::stage(const std::string& name) { return name == "pretrain" ? pretrain : name == "warmup" ? warmup : sparse; }
+StageConfig& Recipe::stage(const std::string& name) {
+  return name == "pretrain" ? pretrain : name == "warmup" ? warmup : name == "sparse" ? sparse : sft;
+}
 
 Recipe read_recipe(const std::filesystem::path& path, double scale) {
   std::string file = path.string();
@@ -97,18 +107,21 @@ Recipe read_recipe(const std::filesystem::path& path, double scale) {
     else if (name == "text") assign(file, name, node, recipe.text);
     else if (name == "vocab_size") assign(file, name, node, recipe.vocab_size);
     else if (name == "holdout_every") assign(file, name, node, recipe.holdout_every);
+    else if (name == "drills") assign(file, name, node, recipe.drills);
     else if (name == "model" && node.is_table()) recipe.model = model_value(file, node);
-    else if ((name == "pretrain" || name == "warmup" || name == "sparse") && node.is_table())
-      read_stage(file, name, *node.as_table(), recipe.stage(name));
+    else if (std::find(std::begin(kStages), std::end(kStages), name) != std::end(kStages) && node.is_table())
+      read_section(file, name, *node.as_table(), [&](const auto& visit) { visit_stage(recipe.stage(name), visit); });
+    else if (name == "rl" && node.is_table())
+      read_section(file, name, *node.as_table(), [&](const auto& visit) { visit_rl(recipe.rl, visit); });
     else
       throw InputError(cat("[recipe] ", where(file, node),
-                           ": expected scale, seed, text, vocab_size, holdout_every or the "
-                           "tables model, pretrain, warmup, sparse; got ",
+                           ": expected scale, seed, text, vocab_size, holdout_every, drills or the "
+                           "tables model, pretrain, warmup, sparse, sft, rl; got ",
                            name));
   }
   if (scale > 0) recipe.scale = scale;
   model_config(recipe);
-  for (std::string name : {"pretrain", "warmup", "sparse"}) {
+  for (std::string name : kStages) {
     auto& tokens = recipe.stage(name).tokens;
     tokens = std::llround(double(tokens) * recipe.scale * recipe.scale);
   }
@@ -121,9 +134,11 @@ Json recipe_json(const Recipe& recipe) {
               {"text", recipe.text},
               {"vocab_size", recipe.vocab_size},
               {"holdout_every", recipe.holdout_every},
+              {"drills", recipe.drills},
               {"model", recipe.model}};
-  for (std::string name : {"pretrain", "warmup", "sparse"})
+  for (std::string name : kStages)
     visit_stage(const_cast<Recipe&>(recipe).stage(name), [&](const char* key, const auto& value) { out[name][key] = value; });
+  visit_rl(recipe.rl, [&](const char* key, const auto& value) { out["rl"][key] = value; });
   return out;
 }
 

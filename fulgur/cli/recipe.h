@@ -1,5 +1,6 @@
 // Recipes: one TOML page that says how a model is made. Unknown keys are errors, with file and line.
-//   scale, seed, text, vocab_size, holdout_every;  [model] keys of config.json;  [pretrain] [warmup] [sparse] keys of StageConfig
+//   scale, seed, text, vocab_size, holdout_every, drills;  [model] keys of config.json;  [pretrain] [warmup] [sparse] [sft] keys of StageConfig
+//   [rl] keys of RlConfig
 #pragma once
 
 #include <filesystem>
@@ -7,9 +8,12 @@
 #include <string>
 
 #include "fulgur/model/config.h"
+#include "fulgur/rl/config.h"
 #include "fulgur/train/stage.h"
 
 namespace fulgur::cli {
+
+inline constexpr const char* kStages[] = {"pretrain", "warmup", "sparse", "sft"};
 
 struct Recipe {
   double scale = 1;
@@ -17,8 +21,11 @@ struct Recipe {
   std::string text = "mix";  // "mix", "kjv" (fetched from Debian packages), or a path
   int64_t vocab_size = 4096;
   int64_t holdout_every = 0;    // as in PackOptions
+  double drills = 0;            // bytes of copying exercises (tasks/drills.h) for each byte of fetched text
   Json model = Json::object();  // overrides of config.json keys
   StageConfig pretrain{.kind = StageKind::pretrain}, warmup{.kind = StageKind::warmup}, sparse{.kind = StageKind::sparse};
+  StageConfig sft{.kind = StageKind::sft};
+  RlConfig rl;
 
   StageConfig& stage(const std::string& name);
 };

@@ -2,6 +2,7 @@
 
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -9,12 +10,16 @@
 #include "fulgur/base/error.h"
 #include "fulgur/base/file.h"
 #include "fulgur/base/progress.h"
+#include "fulgur/base/random.h"
 #include "fulgur/base/utf8.h"
 #include "fulgur/engine/engine.h"
 #include "fulgur/eval/evaluate.h"
 #include "fulgur/eval/report.h"
+#include "fulgur/rl/trainer.h"
+#include "fulgur/tasks/drills.h"
 #include "fulgur/text/splitter.h"
 #include "fulgur/text/train_bpe.h"
+#include "fulgur/text/v32_encode.h"
 #include "fulgur/train/checkpoint.h"
 #include "fulgur/train/data/documents.h"
 #include "fulgur/train/data/shards.h"
@@ -35,11 +40,14 @@ Json model_of(const Recipe& recipe, const fs::path& init) {
 }
 
 // Whether a field of the recipe, "/pretrain/keep_last", must be what the run was begun with. Fields that only say how a run
-// is watched may differ from call to call, and so may those of other stages than `stage`.
-bool binds(const std::string& path, const std::string& stage) {
+// is watched may differ from call to call, and so may those of stages that have no checkpoint yet, or are others than `stage`.
+bool binds(const std::string& path, const std::string& stage, const fs::path& run) {
   auto section = path.substr(1, path.find('/', 1) - 1), key = path.substr(path.rfind('/') + 1);
-  bool of_stage = section == "pretrain" || section == "warmup" || section == "sparse";
-  return !of_stage || (changes_result(key) && (stage.empty() || stage == section));
+  bool of_rl = section == "rl",
+       of_stage = of_rl || std::find(std::begin(kStages), std::end(kStages), section) != std::end(kStages);
+  if (!of_stage) return true;
+  return (stage.empty() || stage == section) && (of_rl ? rl_changes_result(key) : changes_result(key)) &&
+         has_checkpoints(run, section);
 }
 
 }  // namespace
@@ -56,7 +64,7 @@ Run::Run(fs::path given, const Recipe& given_recipe, ProcessGroup& group, const 
     record_ = read_json(path);
     Json now = recipe_json(recipe).flatten(), then = record_.value("recipe", Json::object()).flatten();
     for (const auto& [key, value] : now.items())
-      FULGUR_CHECK(options_.force || !binds(key, options_.stage) || (then.contains(key) && then[key] == value), "[run] ",
+      FULGUR_CHECK(options_.force || !binds(key, options_.stage, folder) || (then.contains(key) && then[key] == value), "[run] ",
                    path.string(), ": recipe", key, ": expected ", then.contains(key) ? then[key].dump() : "nothing",
                    " as this run was begun with, got ", value.dump(),
                    "\n  hint: give another --out, or the same recipe and flags to go on; --force goes on anyhow");
@@ -103,7 +111,23 @@ void Run::text() {
     FULGUR_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0,
                  "[text] expected recipes/fetch_text.sh to fetch text, got exit code ",
                  WIFEXITED(status) ? WEXITSTATUS(status) : -1, "\n  hint: fulgur speedrun --data PATH takes your own text");
+    add_drills();
   });
+}
+
+// Beside the text, as one more file of it.
+void Run::add_drills() const {
+  double bytes = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(folder / "text"))
+    if (entry.is_regular_file()) bytes += double(entry.file_size());
+  RandomStream random(recipe.seed, "run.drills");
+  std::string lines;
+  for (double made = 0; made < bytes * recipe.drills;) {
+    auto text = drill(random);
+    made += double(text.size());
+    lines += Json{{"text", text}}.dump() + "\n";
+  }
+  if (!lines.empty()) write_file_atomic(folder / "text/drills.jsonl", lines);
 }
 
 void Run::tokenizer() {
@@ -115,7 +139,8 @@ void Run::tokenizer() {
     });
     BpeOptions options{.vocab_size = recipe.vocab_size,
                        .min_frequency = 2,
-                       .special_tokens = {"<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"}};
+                       .special_tokens = v32_special_tokens(),
+                       .added_tokens = v32_fixed_texts()};
     write_file_atomic(data / "tokenizer.json",
                       tokenizer_json(vocabulary_of(train_bpe(words, options), options, deepseek_patterns())).dump(1) + "\n");
   });
@@ -151,19 +176,47 @@ fs::path Run::initial_model() {
   return init;
 }
 
+namespace {
+
+std::string before(const std::string& stage) { return *(std::find(std::begin(kStages), std::end(kStages), stage) - 1); }
+
+}  // namespace
+
 bool Run::train(const std::string& stage) {
   if (g_stop) return false;
   fs::path model = options_.init;
   if (group_.leads()) {
-    if (model.empty())
-      model = stage == "pretrain" ? initial_model() : find_model(folder, stage == "warmup" ? "pretrain" : "warmup");
-    record_["starts"].push_back({{"stage", stage}, {"processes", group_.size()}, {"machine", machine_json()}});
-    save();
+    if (model.empty()) model = stage == kStages[0] ? initial_model() : find_model(folder, before(stage));
+    record_start(stage);
   }
-  auto result = train_stage(
-      effective_stage(recipe, stage),
-      {.run = folder, .data = data, .model = model, .config = config_, .stop = &g_stop, .force = options_.force}, group_);
+  auto result = train_stage(effective_stage(recipe, stage),
+                            {.run = folder,
+                             .data = data,
+                             .model = model,
+                             .messages = options_.messages.empty() ? data / "messages.jsonl" : options_.messages,
+                             .config = config_,
+                             .stop = &g_stop,
+                             .force = options_.force},
+                            group_);
   return result.finished;
+}
+
+bool Run::reinforce() {
+  if (g_stop) return false;
+  fs::path model = options_.init;
+  if (group_.leads()) {
+    if (model.empty()) model = find_model(folder, "sft");
+    record_start("rl");
+  }
+  model = group_.from_leader(model.string());
+  RlConfig config = recipe.rl;
+  config.seed = recipe.seed;
+  return train_rl(config, {.run = folder, .model = model, .stop = &g_stop, .force = options_.force}, group_).finished;
+}
+
+void Run::record_start(const std::string& stage) {
+  record_["starts"].push_back({{"stage", stage}, {"processes", group_.size()}, {"machine", machine_json()}});
+  save();
 }
 
 void Run::evaluate() {

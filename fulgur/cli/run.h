@@ -12,6 +12,7 @@ struct RunOptions {
   std::filesystem::path
       init;            // a model to start from in place of fresh weights; the recipe's [model] keys change its config.json
   bool force = false;  // go on with another recipe, or from a checkpoint of other settings
+  std::filesystem::path messages;  // of sft (default: data/messages.jsonl of the run)
   std::string stage;   // the one stage this call trains, whose settings must agree; empty: all
 };
 
@@ -24,6 +25,8 @@ struct Run {
   void pack();       // -> data/*.bin
   // Starts from `init`, the newest checkpoint of the stage before, or fresh weights. False when stopped by a signal.
   bool train(const std::string& stage);
+  // Reinforcement learning, from `init` or what sft ended with.
+  bool reinforce();
   void evaluate();  // -> eval.json, samples/
   void report();    // -> report.html
 
@@ -34,7 +37,9 @@ struct Run {
   // Runs `work` once in the life of the directory and records its seconds under `name`.
   void once(const std::string& name, const std::string& label, const std::function<void()>& work);
   std::filesystem::path initial_model();
+  void record_start(const std::string& stage);
   std::filesystem::path text_path() const;
+  void add_drills() const;
   void save();
   ProcessGroup& group_;  // its leader alone writes
   RunOptions options_;

@@ -14,14 +14,18 @@ namespace fs = std::filesystem;
 namespace {
 
 struct Options {
-  std::string recipe, out, data, init;
+  std::string recipe, out, data, init, messages;
   bool resume = false, force = false;
   double silence_seconds = 10, meet_seconds = 120;
-  std::map<std::string, std::string> flags;  // of StageConfig, as typed
+  std::map<std::string, std::string> flags;  // of StageConfig or RlConfig, as typed
 };
 
 void set_field(const std::string& flag, const std::string& text, std::string& field) { (void)flag, field = text; }
 void set_field(const std::string& flag, const std::string& text, double& field) { field = parse_count(text, flag); }
+void set_field(const std::string& flag, const std::string& text, bool& field) {
+  if (text != "true" && text != "false") throw UsageError(cat("[usage] ", flag, ": expected true or false, got ", text));
+  field = text == "true";
+}
 template <class Integer>
 requires std::is_integral_v<Integer>
 void set_field(const std::string& flag, const std::string& text, Integer& field) {
@@ -38,20 +42,25 @@ std::string flag_name(std::string key) {
 
 bool train_in_group(const std::string& stage, const Options& options, ProcessGroup& group) {
   Recipe recipe = read_recipe(options.recipe);
-  visit_stage(recipe.stage(stage), [&](const char* key, auto& field) {
+  auto set = [&](const char* key, auto& field) {
     if (auto found = options.flags.find(key); found != options.flags.end()) set_field(flag_name(key), found->second, field);
-  });
-  if (auto seed = options.flags.find("seed"); seed != options.flags.end()) recipe.seed = recipe.stage(stage).seed;
+  };
+  bool rl = stage == "rl";
+  if (rl) visit_rl(recipe.rl, set);
+  else visit_stage(recipe.stage(stage), set);
+  if (options.flags.contains("seed")) recipe.seed = rl ? recipe.rl.seed : recipe.stage(stage).seed;
+  if (rl) validate(recipe.rl);
+  else validate(recipe.stage(stage));
   if (has_checkpoints(options.out, stage) && !options.resume)
     throw InputError(cat("[train] ", options.out, ": expected a run without a ", stage, " stage, got one that has begun"),
                      "--resume goes on with it; or give another --out");
   std::optional<Run> run;
-  auto open = [&] { run.emplace(options.out, recipe, group, RunOptions{options.init, options.force, stage}); };
+  auto open = [&] { run.emplace(options.out, recipe, group, RunOptions{options.init, options.force, options.messages, stage}); };
   if (group.leads()) open();
   group.barrier();  // the leader has made the directory
   if (!group.leads()) open();
   if (!options.data.empty()) run->data = options.data;
-  return run->train(stage);
+  return rl ? run->reinforce() : run->train(stage);
 }
 
 int train(const std::string& stage, const Options& options, const Common& common) {
@@ -89,16 +98,24 @@ void add_stage(CLI::App& train_command, Common& common, const std::string& stage
   command->add_option("--meet", options->meet_seconds, "With many processes: seconds to wait for all of them")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  StageConfig defaults;
-  visit_stage(defaults, [&](const char* key, const auto& value) {
+  auto add_flag = [&](const char* key, const auto& value) {
     std::string name = key;
     command->add_option_function<std::string>(
         flag_name(key), [options, name](const std::string& typed) { options->flags[name] = typed; },
-        cat("Instead of the recipe's ", stage, ".", key, " (default ", value, ")"));
-  });
-  command->footer(cat("Example:\n  fulgur train ", stage, " recipes/speedrun.toml --out runs/a --data shards --tokens 1M\n",
+        cat("Instead of the recipe's ", stage, ".", key, " (default ", std::boolalpha, value, ")"));
+  };
+  const RlConfig of_rl;
+  const StageConfig of_stage;
+  if (stage == "rl") visit_rl(of_rl, add_flag);
+  else visit_stage(of_stage, add_flag);
+  if (stage == "sft")
+    command->add_option("--messages", options->messages, "Conversations, JSON Lines (default: RUN/data/messages.jsonl)");
+  std::string own = stage == "sft"  ? " --messages demos.jsonl"
+                    : stage == "rl" ? " --tasks lookup2 --steps 20"
+                                    : " --data shards --tokens 1M";
+  command->footer(cat("Example:\n  fulgur train ", stage, " recipes/speedrun.toml --out runs/a", own, "\n",
                       "Two processes:\n  torchrun --nproc-per-node 2 --no-python fulgur train ", stage,
-                      " recipes/speedrun.toml --out runs/a --data shards --micro-tokens 2048 --resume"));
+                      " recipes/speedrun.toml --out runs/a --resume"));
   command->callback([=, &common] { common.exit_code = train(stage, *options, common); });
 }
 
@@ -110,6 +127,8 @@ void add_train(CLI::App& app, Common& common) {
   add_stage(*command, common, "pretrain", "Dense attention, language loss");
   add_stage(*command, common, "warmup", "The indexer alone, towards the head-summed dense attention");
   add_stage(*command, common, "sparse", "Top-k attention, all parameters");
+  add_stage(*command, common, "sft", "On conversations: what the assistant says");
+  add_stage(*command, common, "rl", "On tasks, by what the model tries itself: GRPO with V3.2's stabilisers");
   command->footer("Example:\n  fulgur train pretrain recipes/speedrun.toml --out runs/a --data shards");
 }
 

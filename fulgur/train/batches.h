@@ -19,15 +19,23 @@ struct TrainBatch {
   at::Tensor starts;           // int32 [sequences + 1], for the balance loss
 };
 
-class Batches {
+// An endless stream of sequences. Not thread-safe.
+class BatchSource {
+ public:
+  virtual ~BatchSource() = default;
+  virtual TrainBatch get(int64_t first, int64_t count) = 0;  // sequences [first, first + count)
+  virtual int64_t sequences_per_epoch() const = 0;
+};
+
+class Batches : public BatchSource {
  public:
   Batches(const TokenShards& shards, int64_t context, uint64_t seed);
 
   // Sequences [first, first + count) of the endless stream: epochs follow each other, each in an order of its own.
   // Pieces of a whole context stand alone in a sequence; shorter ones are packed, the last cut where it does not fit.
-  TrainBatch get(int64_t first, int64_t count);
+  TrainBatch get(int64_t first, int64_t count) override;
 
-  int64_t sequences_per_epoch() const { return int64_t(order_.size()); }
+  int64_t sequences_per_epoch() const override { return int64_t(order_.size()); }
 
  private:
   struct Piece {

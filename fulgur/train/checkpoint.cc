@@ -68,7 +68,7 @@ fs::path find_model(const fs::path& path, const std::string& stage) {
   FULGUR_CHECK(fs::is_directory(path), "[model] ", path.string(),
                ": expected a model folder, a run directory or a GGUF file, got none");
   if (fs::exists(path / "config.json")) return path;
-  for (std::string candidate : {"sparse", "warmup", "pretrain"})
+  for (std::string candidate : {"rl", "sft", "sparse", "warmup", "pretrain"})
     if (stage.empty() || stage == candidate)
       if (auto newest = newest_checkpoint(path, candidate)) return *newest;
   throw InputError(cat("[model] ", path.string(), ": expected config.json, or checkpoints of a run, got neither"),

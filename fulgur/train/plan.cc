@@ -14,7 +14,7 @@ namespace {
 // Sizes of the model, as in model/weights.h, and of one pass over N rows.
 struct Sizes {
   explicit Sizes(const ModelConfig& c, const StageConfig& s)
-      : kind(s.kind),
+      : kind(std::min(s.kind, StageKind::sparse)),
         N(s.micro_tokens),
         bytes(s.dtype == "bf16" ? 2 : 4),
         V(c.vocab_size),
@@ -173,7 +173,7 @@ Parameters parameters_of(const ModelConfig& config, StageKind kind) {
 struct Layout {
   Layout(const ModelConfig& c, const StageConfig& s)
       : sizes(c, s),
-        parameters(parameters_of(c, s.kind)),
+        parameters(parameters_of(c, sizes.kind)),
         has_mtp(c.num_nextn_predict_layers > 0),
         main_layers(c.num_hidden_layers) {}
 

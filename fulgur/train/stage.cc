@@ -9,7 +9,8 @@
 namespace fulgur {
 
 const char* stage_name(StageKind kind) {
-  return kind == StageKind::pretrain ? "pretrain" : kind == StageKind::warmup ? "warmup" : "sparse";
+  static const char* names[] = {"pretrain", "warmup", "sparse", "sft", "rl"};
+  return names[size_t(kind)];
 }
 
 int64_t stage_steps(const StageConfig& c) { return (c.tokens + c.batch_tokens - 1) / c.batch_tokens; }
@@ -49,6 +50,7 @@ void validate(const StageConfig& c) {
   positive("indexer_lr", c.indexer_lr), positive("eps", c.eps), positive("clip", c.clip);
   positive("checkpoint_every", double(c.checkpoint_every)), positive("keep_last", double(c.keep_last));
   share("decay_share", c.decay_share), share("final_lr", c.final_lr), share("beta1", c.beta1), share("beta2", c.beta2);
+  share("text_share", c.text_share);
   not_negative("warmup_steps", double(c.warmup_steps)), not_negative("weight_decay", c.weight_decay);
   not_negative("mtp_weight", c.mtp_weight), not_negative("balance_weight", c.balance_weight);
   not_negative("bias_speed", c.bias_speed), not_negative("probe_every", double(c.probe_every));

@@ -11,7 +11,10 @@ namespace fulgur {
 // pretrain: dense attention, language loss, all but the indexer.
 // warmup:   dense attention, indexer alone, KL to the head-summed attention (paper 2.1.1).
 // sparse:   top-k attention, language loss for the model, KL on the selected keys for the indexer (paper 2.1.1).
-enum class StageKind { pretrain, warmup, sparse };
+// sft:      as sparse, on conversations: the loss is on what the assistant says (train/conversations.h).
+// rl:       on what the model says itself; rl/config.h has its settings.
+enum class StageKind { pretrain, warmup, sparse, sft, rl };
+inline bool is_sparse(StageKind kind) { return kind >= StageKind::sparse; }
 
 struct StageConfig {
   StageKind kind = StageKind::pretrain;
@@ -31,6 +34,7 @@ struct StageConfig {
   double mtp_weight = 0.3;
   double balance_weight = 1e-4;  // sequence-wise balance loss
   double bias_speed = 1e-3;      // auxiliary-loss-free balancing: step of the correction bias
+  double text_share = 0.25;      // sft: share of the sequences that are text of the earlier stages, so that none of it is forgotten
   std::string dtype = "f32";     // f32 | bf16 compute; masters are f32
   uint64_t seed = 1;
 
@@ -75,6 +79,7 @@ void visit_stage(Config& c, const Visit& visit) {
   visit("mtp_weight", c.mtp_weight);
   visit("balance_weight", c.balance_weight);
   visit("bias_speed", c.bias_speed);
+  visit("text_share", c.text_share);
   visit("dtype", c.dtype);
   visit("seed", c.seed);
   visit("checkpoint_every", c.checkpoint_every);

@@ -14,7 +14,7 @@ namespace {
 // The loss of one forward pass, divided by the whole step's counts, which stand in `sums`. Adds its terms to `sums`.
 at::Tensor forward_loss(Transformer& model, const StageConfig& config, const TrainBatch& b, StepSums& sums) {
   bool language = config.kind != StageKind::warmup, kl = config.kind != StageKind::pretrain;
-  ForwardOptions options{.attention = config.kind == StageKind::sparse ? Attention::sparse : Attention::dense,
+  ForwardOptions options{.attention = is_sparse(config.kind) ? Attention::sparse : Attention::dense,
                          .type = config.dtype == "bf16" ? at::kBFloat16 : at::kFloat,
                          .indexer_kl = kl,
                          .balance_starts = language ? b.starts : at::Tensor()};

@@ -19,7 +19,9 @@
 #include "fulgur/train/batches.h"
 #include "fulgur/train/checkpoint.h"
 #include "fulgur/train/diagnose.h"
+#include "fulgur/train/conversations.h"
 #include "fulgur/train/metrics.h"
+#include "fulgur/train/resume.h"
 #include "fulgur/train/step.h"
 #include "fulgur/train/step_guard.h"
 #include "fulgur/train/stragglers.h"
@@ -38,45 +40,45 @@ class StageRun {
         inputs_(inputs),
         group_(group),
         name_(stage_name(config.kind)),
-        start_(start_folder()),
+        start_(find_start(inputs.run, name_, inputs.model, group)),
         shards_(inputs.data, "train"),
         valid_(inputs.data, "valid"),
         batches_(shards_, config.context, config.seed),
         valid_batches_(valid_, config.context, config.seed),
         tokenizer_(inputs.data / "tokenizer.json"),
-        model_(load_model(start_, /*share_mtp=*/true, resumed_ ? Json::object() : inputs.config)),
+        model_(load_model(start_.folder, /*share_mtp=*/true, start_.resumed ? Json::object() : inputs.config)),
         optimizer_(model_.weights(), config),
         guard_(config) {
     check_inputs();
-    if (resumed_) resume();
+    if (config.kind == StageKind::sft) read_messages();
+    if (start_.resumed) resume();
   }
 
   StageResult run();
 
  private:
-  fs::path start_folder();
   void check_inputs() const;
+  void read_messages();
   Json facts() const;
   void resume();
-  void check_fact(const std::string& key, const Json& now, const Json& then) const;
   std::vector<TrainBatch> parts(int64_t step);
-  bool stop_wanted();
+  BatchSource& source() { return conversations_ ? static_cast<BatchSource&>(*conversations_) : batches_; }
   void train_step(Metrics* metrics, Progress* progress);
   bool take_step(const StepSums& sums, const Optimizer::Norms& norms, const std::vector<TrainBatch>& parts, Json& line);
   Json metrics_line(const StepSums& sums, const Optimizer::Norms& norms) const;
   Json probe();
   double valid_loss();
-  void check_agreement();
   void save(Metrics* metrics);
 
   StageConfig config_;
   StageInputs inputs_;
   ProcessGroup& group_;
   std::string name_;
-  bool resumed_ = false;
-  fs::path start_, checkpoint_;  // where it began; the newest good one
+  Start start_;
+  fs::path checkpoint_;  // the newest good one
   TokenShards shards_, valid_;
   Batches batches_, valid_batches_;
+  std::unique_ptr<Conversations> conversations_;  // of sft, which come first
   Tokenizer tokenizer_;
   Transformer model_;
   Optimizer optimizer_;
@@ -87,26 +89,12 @@ class StageRun {
   std::optional<double> valid_loss_;
 };
 
-// Rank 0 looks; a file system may show another rank something else.
-fs::path StageRun::start_folder() {
-  std::string found;
-  if (group_.leads()) {
-    fs::create_directories(inputs_.run / "checkpoints");
-    remove_unfinished(inputs_.run, name_);
-    auto newest = newest_checkpoint(inputs_.run, name_);
-    found = newest ? "+" + newest->string() : "-" + find_model(inputs_.model).string();
-  }
-  found = group_.from_leader(found);
-  resumed_ = found[0] == '+';
-  return found.substr(1);
-}
-
 void StageRun::check_inputs() const {
   FULGUR_CHECK(model_.config().vocab_size >= tokenizer_.vocab_size(), "[train] expected a model of at least ",
                tokenizer_.vocab_size(), " tokens, got ", model_.config().vocab_size);
   FULGUR_CHECK(config_.kind == StageKind::pretrain || model_.config().has_indexer(), "[train] stage ", name_,
                ": expected a deepseek_v32 model (with an indexer), got ", model_.config().model_type);
-  auto own = start_ / "tokenizer.json";
+  auto own = start_.folder / "tokenizer.json";
   FULGUR_CHECK(!fs::exists(own) || sum_file(own) == sum_file(inputs_.data / "tokenizer.json"), "[train] ",
                (inputs_.data / "tokenizer.json").string(), ": expected the tokenizer of the model, ", own.string(),
                ", got another one\n  hint: pack the text with `fulgur data pack --tokenizer ", own.string(), "`");
@@ -115,46 +103,56 @@ void StageRun::check_inputs() const {
                " ranks, got ", parts, "\n  hint: --micro-tokens ", config_.batch_tokens / group_.size());
 }
 
+void StageRun::read_messages() {
+  auto samples = read_conversations(inputs_.messages, tokenizer_, config_.context);
+  int64_t longest = 0, prompt = 0, tokens = 0, learned = 0;
+  for (const auto& sample : samples) {
+    longest = std::max(longest, int64_t(sample.tokens.size())), prompt = std::max(prompt, sample.prompt);
+    tokens += int64_t(sample.tokens.size()), learned += std::count(sample.learned.begin(), sample.learned.end(), true);
+  }
+  if (group_.leads())
+    std::fprintf(stderr, "sft       %zu samples: %lld tokens on average, %lld at most, prompts %lld at most, %.0f %% learned\n",
+                 samples.size(), static_cast<long long>(tokens) / static_cast<long long>(samples.size()),
+                 static_cast<long long>(longest), static_cast<long long>(prompt), 100.0 * double(learned) / double(tokens));
+  conversations_ =
+      std::make_unique<Conversations>(std::move(samples), batches_, config_.text_share, config_.context, config_.seed);
+}
+
 // Everything the result is a function of, but the step.
 Json StageRun::facts() const {
   Json stage = Json::object();
   visit_stage(config_, [&](const char* key, const auto& value) {
     if (changes_result(key)) stage[key] = value;
   });
-  return {
+  Json out = {
       {"stage", stage}, {"data", shards_.checksum()}, {"model", config_json(model_.config())}, {"numeric_path", numeric_path()}};
-}
-
-void StageRun::check_fact(const std::string& key, const Json& now, const Json& then) const {
-  if (now == then) return;
-  auto text = cat("[checkpoint] ", start_.string(), ": ", key, ": expected ", now.dump(), " as in this run, got ", then.dump());
-  if (!inputs_.force)
-    throw InputError(text, key == "/numeric_path/isa"
-                               ? cat("--isa ", then.get<std::string>(), " goes on as it began; --force accepts another path")
-                               : "go on with the same settings and data, or give another --out; --force goes on anyhow");
-  if (group_.leads()) std::fprintf(stderr, "%s\n  going on: --force\n", text.c_str());
+  if (conversations_) out["messages"] = sum_file(inputs_.messages).crc32;
+  return out;
 }
 
 void StageRun::resume() {
-  auto state = read_checkpoint(start_);
+  auto check = [&](const std::string& key, const Json& now, const Json& then) {
+    check_fact(start_.folder, key, now, then, inputs_.force, group_.leads());
+  };
+  auto state = read_checkpoint(start_.folder);
   Json now = facts().flatten(), then = state.facts.flatten();
-  for (const auto& [key, value] : now.items()) check_fact(key, value, then.contains(key) ? then[key] : Json());
+  for (const auto& [key, value] : now.items()) check(key, value, then.contains(key) ? then[key] : Json());
   Json own = config_json(model_.config()), wanted = own;
   for (const auto& [key, value] : inputs_.config.items()) wanted[key] = value;
   wanted = config_json(parse_config(wanted, "this run's model")).flatten(), own = own.flatten();
-  for (const auto& [key, value] : wanted.items()) check_fact("/model" + key, value, own.contains(key) ? own[key] : Json());
+  for (const auto& [key, value] : wanted.items()) check("/model" + key, value, own.contains(key) ? own[key] : Json());
   try {
     int64_t sequence = state.progress.at("sequence").get<int64_t>(),
             expected = state.step * config_.batch_tokens / config_.context;
-    FULGUR_CHECK(sequence == expected || inputs_.force, "[checkpoint] ", start_.string(), ": progress.sequence: expected ",
+    FULGUR_CHECK(sequence == expected || inputs_.force, "[checkpoint] ", start_.folder.string(), ": progress.sequence: expected ",
                  expected, " at step ", state.step, ", got ", sequence);
     guard_.load_state(state.progress.at("guard"));
   } catch (const Json::exception& error) {
-    throw InputError(cat("[checkpoint] ", start_.string(), ": progress: expected sequence and guard, got: ", error.what()));
+    throw InputError(cat("[checkpoint] ", start_.folder.string(), ": progress: expected sequence and guard, got: ", error.what()));
   }
-  optimizer_.load_state(read_safetensors(start_ / "optimizer.safetensors"));
+  optimizer_.load_state(read_safetensors(start_.folder / "optimizer.safetensors"));
   step_ = state.step;
-  checkpoint_ = start_;
+  checkpoint_ = start_.folder;
 }
 
 // This rank's share of a step: the parts of all ranks in order are those of a single process.
@@ -163,14 +161,8 @@ std::vector<TrainBatch> StageRun::parts(int64_t step) {
   int64_t share = sequences / group_.size();
   std::vector<TrainBatch> parts;
   for (int64_t i = group_.rank() * share; i < (group_.rank() + 1) * share; i += micro)
-    parts.push_back(batches_.get(step * sequences + i, micro));
+    parts.push_back(source().get(step * sequences + i, micro));
   return parts;
-}
-
-bool StageRun::stop_wanted() {
-  bool any = false;
-  for (const auto& of : group_.gather(std::vector<double>{inputs_.stop ? double(*inputs_.stop) : 0.0})) any |= of[0] != 0;
-  return any;
 }
 
 Json StageRun::metrics_line(const StepSums& sums, const Optimizer::Norms& norms) const {
@@ -241,25 +233,11 @@ bool StageRun::take_step(const StepSums& sums, const Optimizer::Norms& norms, co
   return false;
 }
 
-// Ranks whose weights have drifted apart would train on in silence.
-void StageRun::check_agreement() {
-  FileSum sum;
-  for (const auto& p : parameters(model_.weights()))
-    sum.add(p.tensor->const_data_ptr(), p.tensor->numel() * p.tensor->element_size());
-  auto all = group_.gather(std::vector<double>{double(sum.crc32)});
-  for (int r = 1; r < group_.size(); ++r)
-    FULGUR_CHECK(all[r] == all[0], "[parallel] step ", step_, ": ", group_.name(r), ": expected the weights of rank 0 (checksum ",
-                 uint32_t(all[0][0]), "), got ", uint32_t(all[r][0]),
-                 "\n  hint: do all ranks run the same program on the same kind of processor (--isa)?");
-}
-
 void StageRun::save(Metrics* metrics) {
-  check_agreement();
-  char name[64];
-  std::snprintf(name, sizeof name, "%s-%08lld", name_.c_str(), static_cast<long long>(step_));
-  checkpoint_ = inputs_.run / "checkpoints" / name;
+  check_agreement(model_.weights(), step_, group_);
+  checkpoint_ = checkpoint_folder(inputs_.run, name_, step_);
   if (group_.leads()) {
-    int64_t sequence = step_ * config_.batch_tokens / config_.context, epoch = sequence / batches_.sequences_per_epoch();
+    int64_t sequence = step_ * config_.batch_tokens / config_.context, epoch = sequence / source().sequences_per_epoch();
     Json progress = {{"sequence", sequence},
                      {"epoch", epoch},
                      {"streams", Json::array({{{"name", cat("batches.epoch.", epoch)}, {"seed", config_.seed}, {"counter", 0}}})},
@@ -291,7 +269,7 @@ void StageRun::train_step(Metrics* metrics, Progress* progress) {
     line["seconds"] = seconds;
     line["tokens_per_second"] = rate;
     line["share_of_peak"] =
-        rate * train_flops(model_.config(), TrainForm(config_.kind), config_.context) / (peak_flops_ * group_.size());
+        rate * train_flops(model_.config(), TrainForm(std::min(config_.kind, StageKind::sparse)), config_.context) / (peak_flops_ * group_.size());
     if (group_.size() > 1) line["rank_seconds"] = sums.rank_seconds;
     metrics->write(line);
     char detail[96];
@@ -324,7 +302,7 @@ StageResult StageRun::run() {
                  doing.c_str(), seconds, checkpoint_.empty() ? "the start" : checkpoint_.c_str());
     _exit(1);
   });
-  while (step_ < steps && !stop_wanted()) {
+  while (step_ < steps && !stop_wanted(inputs_.stop && *inputs_.stop, group_)) {
     watchdog.alive(cat(group_.size() > 1 ? group_.name(group_.rank()) + ", " : "", "stage ", name_, " step ", step_));
     train_step(metrics ? &*metrics : nullptr, progress ? &*progress : nullptr);
   }

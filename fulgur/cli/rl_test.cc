@@ -1,0 +1,194 @@
+// Fine-tuning and reinforcement learning as people run them: exact, the same weights whatever happens, and what mistakes are
+// told.
+#include <signal.h>
+
+#include <fstream>
+#include <map>
+
+#include "fulgur/cli/program_test.h"
+
+namespace fulgur {
+namespace {
+
+using testing::HasSubstr;
+
+// A tiny model that has read a little.
+class Reinforcement : public Program {
+ protected:
+  void SetUp() override {
+    Program::SetUp();
+    make_data();
+    auto recipe = read_file(folder / "tiny.toml");
+    for (std::string stage : {"1M", "64k"})
+      for (size_t at; (at = recipe.find("tokens = \"" + stage)) != std::string::npos;)
+        recipe.replace(at, 11 + stage.size(), "tokens = 5000");
+    recipe +=
+        "[model]\nmax_position_embeddings = 512\nindex_topk = 16\n"
+        "[sft]\ntokens = \"2M\"\ntext_share = 0\ncontext = 256\nbatch_tokens = 512\nmicro_tokens = 512\nlr = 3e-3\nwarmup_steps = 3\n"
+        "[rl]\nsteps = 6\ntasks = \"reverse,lookup\"\nprompts = 4\ngroup = 4\ncontext = 256\nmax_tokens = 40\nmax_answers = 3\n"
+        "top_p = 0.95\nlr = 1e-3\ncheckpoint_every = 2\neval_tasks = 8\nlength_slope = 0.01\n";
+    write_file_atomic(folder / "tiny.toml", recipe);
+    auto said = run("speedrun --recipe tiny.toml --data text --out base");
+    ASSERT_EQ(said.code, 0) << said.out;
+  }
+  // And has learned the form of a tool's calls.
+  void learn() {
+    auto demos = run("tasks demos lookup --count 200 2>/dev/null");
+    write_file_atomic(folder / "demos.jsonl", demos.out);
+    auto said = run(sft("demos.jsonl", "sft"));
+    ASSERT_EQ(said.code, 0) << said.out;
+    EXPECT_THAT(said.out, HasSubstr("200 samples"));
+    base = "sft";
+  }
+  std::string train(const std::string& out, const std::string& more = "") const {
+    return cat("train rl tiny.toml --init ", base, " --out ", out, " ", more);
+  }
+  static std::string sft(const std::string& messages, const std::string& out) {
+    return cat("train sft tiny.toml --init base --data base/data --out ", out, " --messages ", messages);
+  }
+  std::string base = "base";
+  std::string weights(const std::string& out, int step = 6) {
+    return read_file(folder / out / "checkpoints" / cat("rl-0000000", step) / "model.safetensors");
+  }
+  std::vector<Json> metrics(const std::string& out, const std::string& stage = "rl") {
+    std::vector<Json> lines;
+    std::ifstream file(folder / out / "metrics.jsonl");
+    for (std::string line; std::getline(file, line);) {
+      auto json = Json::parse(line);
+      if (json["stage"] == stage) lines.push_back(json);
+    }
+    return lines;
+  }
+};
+
+TEST_F(Reinforcement, EveryLogProbabilityIsTheSamplersAndTheWeightsDoNotDependOnThreads) {
+  learn();
+  auto said = run("--threads 1 " + train("one", "--tasks lookup"));
+  ASSERT_EQ(said.code, 0) << said.out;
+  ASSERT_EQ(run("--threads 2 " + train("two", "--tasks lookup")).code, 0);
+  EXPECT_EQ(weights("one"), weights("two"));
+  auto lines = metrics("one");
+  ASSERT_EQ(lines.size(), 6u);
+  for (const auto& line : lines) {
+    EXPECT_EQ(line["mismatch"], 0) << line;
+    EXPECT_EQ(line["ratio"], 1) << line;
+  }
+  EXPECT_GT(lines[0]["matched_tokens"], 100);
+  EXPECT_LT(lines[0]["kept_mass"], 1);  // top-p was at work
+  EXPECT_THAT(read_file(folder / "one/episodes/rl-00000000.jsonl"), HasSubstr("\"role\":\"tool\""));
+  EXPECT_EQ(metrics("one", "rl-eval").size(), 2u);
+  EXPECT_TRUE(fs::exists(folder / "one/episodes/rl-00000006.jsonl"));
+  EXPECT_NE(weights("one"), weights("one", 4));
+}
+
+TEST_F(Reinforcement, KilledAtAnyTimeItGoesOnToTheSameWeights) {
+  ASSERT_EQ(run(train("whole", "--updates 2 --eval-tasks 0")).code, 0);
+  using Clock = std::chrono::steady_clock;
+  int kills = 0;
+  bool finished = false;
+  for (int attempt = 0; attempt < 40 && !finished; ++attempt) {
+    pid_t child = fork();
+    if (child == 0) {
+      [[maybe_unused]] int moved = chdir(folder.c_str());
+      freopen("/dev/null", "w", stderr), freopen("/dev/null", "w", stdout);
+      auto command = cat("exec '" FULGUR_BINARY "' ",
+                         train("killed", attempt ? "--updates 2 --eval-tasks 0 --resume" : "--updates 2 --eval-tasks 0"));
+      execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
+      _exit(127);
+    }
+    auto until = Clock::now() + std::chrono::milliseconds(400 + 150 * attempt);
+    int status = 0;
+    while (waitpid(child, &status, WNOHANG) == 0) {
+      if (Clock::now() > until) {
+        kill(child, SIGKILL), waitpid(child, &status, 0), ++kills;
+        break;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    finished = WIFEXITED(status) && WEXITSTATUS(status) == 0;
+  }
+  ASSERT_TRUE(finished);
+  EXPECT_GT(kills, 1);
+  EXPECT_EQ(weights("killed"), weights("whole"));
+  auto without_clocks = [&](const std::string& out) {
+    auto lines = metrics(out);
+    for (auto& line : lines)
+      for (auto clock : {"seconds", "rollout_seconds", "update_seconds", "rollout_tokens_per_second", "update_tokens_per_second"})
+        line.erase(clock);
+    return lines;
+  };
+  EXPECT_EQ(without_clocks("killed"), without_clocks("whole"));
+}
+
+TEST_F(Reinforcement, OutcomesOnDiskAreNotAskedForAgain) {
+  ASSERT_EQ(run(train("a", "--steps 2 --eval-tasks 0")).code, 0);
+  // The same run without its checkpoints, and with other outcomes on disk, learns from those.
+  fs::create_directories(folder / "b");
+  std::string changed;
+  std::ifstream file(folder / "a/outcomes.jsonl");
+  int line_number = 0;
+  for (std::string line; std::getline(file, line);) {
+    auto json = Json::parse(line);
+    json["score"] = ++line_number % 2;
+    changed += json.dump() + "\n";
+  }
+  EXPECT_EQ(line_number, 2 * 4 * 4);
+  write_file_atomic(folder / "b/outcomes.jsonl", changed);
+  auto said = run(train("b", "--steps 2 --eval-tasks 0"));
+  ASSERT_EQ(said.code, 0) << said.out;
+  EXPECT_EQ(metrics("b")[0]["score"], 0.5);
+  EXPECT_NE(weights("a", 2), weights("b", 2));
+}
+
+TEST_F(Reinforcement, MistakesAreNamed) {
+  struct Bad {
+    std::string command, says;
+    int code = 1;
+  };
+  write_file_atomic(folder / "bad.jsonl",
+                    "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n"
+                    "{\"messages\": [{\"role\": \"king\"}]}\n");
+  write_file_atomic(folder / "mute.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n");
+  write_file_atomic(
+      folder / "long.jsonl",
+      Json{{"messages", {{{"role", "user"}, {"content", std::string(3000, 'x')}}, {{"role", "assistant"}, {"content", "b"}}}}}
+              .dump() +
+          "\n");
+  for (const Bad& bad : std::vector<Bad>{{sft("none.jsonl", "s"), "none.jsonl: expected a file of conversations"},
+                                         {sft("bad.jsonl", "s"), "bad.jsonl:2: [messages] messages[0].role: expected system"},
+                                         {sft("mute.jsonl", "s"), "mute.jsonl:1: [messages] expected an assistant's answer"},
+                                         {sft("long.jsonl", "s"), "long.jsonl:1: [sft] expected a sample of at most 256 tokens"},
+                                         {train("r", "--tasks chess"), "chess"},
+                                         {train("r", "--tasks reverse:99"), "difficulty"},
+                                         {train("r", "--group 1"), "[rl] group: expected 2 attempts or more, got 1"},
+                                         {train("r", "--prompts 4 --updates 3"), "[rl] updates: expected a divisor of prompts 4"},
+                                         {train("r", "--temperature 0"), "[rl] temperature"},
+                                         {train("r", "--sampler-weights int8"), "[rl] exact: expected false"},
+                                         {train("r", "--kl k9"), "[rl] kl: expected one of"},
+                                         {train("r", "--exact maybe"), "--exact: expected true or false", 2},
+                                         {train("r", "--context 30"), "expected fewer than 30 tokens"},
+                                         {"tasks demos chess", "chess"}}) {
+    auto said = run(bad.command);
+    EXPECT_EQ(said.code, bad.code) << bad.command << "\n" << said.out;
+    EXPECT_THAT(said.out, HasSubstr(bad.says)) << bad.command;
+  }
+}
+
+TEST_F(Reinforcement, EveryStabiliserCanBeSwitchedOnAndSaysWhatItDid) {
+  auto said =
+      run(train("all",
+                "--updates 4 --steps 2 --off-policy-delta 1e-9 --kl-coefficient 0.05 --clip-low 0.001 --clip-high 0.001 "
+                "--lr 1e-2 --length-slope 0.01 --language 0.1 --eval-tasks 0 --keep-routing false --keep-selection false"));
+  ASSERT_EQ(said.code, 0) << said.out;
+  auto line = metrics("all")[1];
+  EXPECT_EQ(line["mismatch"], 0);
+  EXPECT_GT(line["masked"], 0) << line;
+  EXPECT_GT(line["clipped"], 0) << line;
+  EXPECT_GT(line["kl_ref"]["unbiased"], 0) << line;
+  EXPECT_NE(line["reward"], line["score"]);
+  for (std::string correction : {"tis", "icepop", "geometric"})
+    EXPECT_EQ(run(train(correction, "--updates 2 --steps 1 --eval-tasks 0 --correction " + correction)).code, 0);
+}
+
+}  // namespace
+}  // namespace fulgur

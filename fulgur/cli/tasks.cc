@@ -1,0 +1,71 @@
+// fulgur tasks: the families of small verifiable tasks, one of them to look at, and demonstrations to learn from.
+#include <cstdio>
+
+#include "fulgur/base/error.h"
+#include "fulgur/base/random.h"
+#include "fulgur/cli/cli.h"
+#include "fulgur/rl/config.h"
+#include "fulgur/tasks/task.h"
+
+namespace fulgur::cli {
+namespace {
+
+struct Options {
+  std::string tasks, split = "train";
+  int64_t count = 1000;
+  double hasty = 0;
+  uint64_t seed = 1;
+};
+
+Split split_named(const std::string& name) {
+  return name == "train" ? Split::train : name == "test" ? Split::test : Split::fresh;
+}
+
+void list(bool json) {
+  for (const Family* of : families()) {
+    if (json)
+      std::printf("%s\n", Json{{"name", of->name()}, {"hardest", of->hardest()}, {"summary", of->summary()}}.dump().c_str());
+    else std::printf("%-12s 1 to %-3lld %s\n", of->name().c_str(), static_cast<long long>(of->hardest()), of->summary().c_str());
+  }
+}
+
+void demonstrate_all(const Options& options) {
+  auto kinds = task_kinds(options.tasks);
+  RandomStream random(options.seed, "tasks.demos");
+  for (int64_t i = 0; i < options.count; ++i) {
+    const auto& kind = kinds[i % int64_t(kinds.size())];
+    auto task = kind.family->task(split_named(options.split), kind.difficulty, random.bits());
+    auto strategy = random.uniform() < options.hasty ? Strategy::hasty : Strategy::right;
+    auto messages = demonstrate(*kind.family, task, strategy);
+    Json line{{"id", cat(kind.family->name(), "-", i)}, {"mode", "chat"}, {"messages", json_of(messages)}};
+    std::printf("%s\n", line.dump().c_str());
+  }
+}
+
+}  // namespace
+
+void add_tasks(CLI::App& app, Common& common) {
+  auto* command = app.add_subcommand("tasks", "Small tasks with exact verifiers, for fine-tuning and reinforcement learning");
+  command->require_subcommand(1);
+  command->footer("Example:\n  fulgur tasks list");
+  auto* all = command->add_subcommand("list", "The families, their difficulties, what they ask");
+  all->footer("Example:\n  fulgur tasks list");
+  all->callback([&common] { list(common.json); });
+
+  auto options = std::make_shared<Options>();
+  auto* demos =
+      command->add_subcommand("demos", "Conversations of scripts that solve tasks, as JSON Lines for `fulgur train sft`");
+  demos->add_option("tasks", options->tasks, "Families, as NAME or NAME:DIFFICULTY, separated by commas")->required();
+  demos->add_option("--count", options->count, "Conversations")->capture_default_str()->check(CLI::PositiveNumber);
+  demos->add_option("--split", options->split, "Which tasks")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"train", "test", "fresh"}));
+  demos->add_option("--hasty", options->hasty, "Share of scripts that give up early, with what they have")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
+  demos->add_option("--seed", options->seed, "Another seed draws other tasks")->capture_default_str();
+  demos->footer("Example:\n  fulgur tasks demos lookup2,calculator:2 --count 4000 --hasty 0.5 >demos.jsonl");
+  demos->callback([options] { demonstrate_all(*options); });
+}
+
+}  // namespace fulgur::cli

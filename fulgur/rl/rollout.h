@@ -1,0 +1,62 @@
+// Attempts at tasks by a policy: groups of them at once in one engine, over several turns, with tools. Token ids only: what was
+// drawn is never turned into text and back within a segment.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fulgur/engine/engine.h"
+#include "fulgur/rl/rewards/reward.h"
+#include "fulgur/tasks/task.h"
+#include "fulgur/text/tokenizer.h"
+#include "fulgur/text/v32_encode.h"
+
+namespace fulgur {
+
+// A prompt and what followed it: answers, and tools' results between them. A user's turn begins another segment, since it
+// rewrites the prompt (reasoning is dropped, spec G.3).
+struct Segment {
+  std::vector<int32_t> tokens;
+  // Of the tokens the policy drew, in order:
+  std::vector<int64_t> drawn;                  // places in `tokens`
+  std::vector<float> log_prob;                 // among what was kept, at the sampling temperature
+  std::vector<float> kept_mass;                // probability of all that was kept, where the temperature is 1; else 1
+  std::vector<int64_t> version;                // of the weights
+  std::vector<int32_t> kept_offsets{0}, kept;  // what each draw chose among (CSR); none: every token
+  std::vector<float> proximal;                 // log-probability before the step's updates, where a correction needs it
+  Record record;                               // of all tokens but the last
+};
+
+struct Member {
+  std::vector<Message> conversation;  // the task's messages, then what came
+  std::vector<Segment> segments;
+  std::string end;  // answered; cut: an answer was too long, or there were too many; malformed: an answer could not be read
+  Outcome outcome;
+  int64_t sampled() const;  // tokens drawn
+};
+
+struct RolloutOptions {
+  Sampling sampling = {};    // its seed is not used
+  int64_t max_tokens = 128;  // of an answer
+  int64_t max_answers = 6;   // of an episode, calls included
+  ThinkingMode mode = ThinkingMode::chat;
+};
+
+// Throws InputError where a sampling parameter bends probabilities (penalties, bias): no ratio is defined then; or the
+// temperature is 0.
+void validate(const RolloutOptions& options);
+
+struct Attempt {
+  const Family* family = nullptr;
+  Task task;
+  uint64_t seed = 0;  // of its draws
+};
+
+// A member for each attempt, in their order. The engine must record and have room for all in its queue; `version` numbers its
+// weights. A function of (weights, attempts, options) alone. Throws InputError when a task's prompt does not fit the context.
+std::vector<Member> roll_out(Engine& engine, const Tokenizer& tokenizer, const std::vector<Attempt>& attempts,
+                             const RolloutOptions& options, int64_t version);
+
+}  // namespace fulgur

@@ -1,0 +1,312 @@
+#include "fulgur/rl/update.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "fulgur/base/error.h"
+
+namespace fulgur {
+namespace {
+
+// A layer's choices for all documents, one behind another; ids of keys count from their document's first row.
+at::Tensor layer_choices(const std::vector<const Choices*>& documents, int64_t layer, bool keys) {
+  std::vector<int32_t> ids;
+  int64_t rows = 0, k = documents[0]->k;
+  for (const Choices* of : documents) {
+    const int32_t* from = of->ids.data() + layer * of->positions * of->k;
+    for (int64_t i = 0; i < of->positions * of->k; ++i) ids.push_back(keys && from[i] >= 0 ? int32_t(from[i] + rows) : from[i]);
+    rows += of->positions;
+  }
+  return at::tensor(ids, at::kInt).view({rows, k});
+}
+
+std::vector<const Segment*> segments_of(const std::vector<const Member*>& members) {
+  std::vector<const Segment*> out;
+  for (const Member* member : members)
+    for (const auto& segment : member->segments) out.push_back(&segment);
+  return out;
+}
+
+ForwardOptions forward_options(const RlConfig& rl, const Replay* replay) {
+  return {.type = rl.dtype == "bf16" ? at::kBFloat16 : at::kFloat, .replay = replay};
+}
+
+// Which of the sampler's choices training repeats.
+Replay kept_choices(const RlConfig& rl, const Replay& all) {
+  Replay out;
+  if (rl.keep_routing) out.experts_Nk = all.experts_Nk;
+  if (rl.keep_selection) out.selected_NK = all.selected_NK;
+  return out;
+}
+
+at::Tensor drawn_hidden(const Transformer& model, const PolicyRows& rows, const ForwardOptions& options,
+                        std::vector<LayerLosses>* losses) {
+  return model.forward(rows.batch, options, nullptr, losses).index_select(0, rows.rows);
+}
+
+std::vector<float> values(const at::Tensor& x_N) {
+  auto x = x_N.detach().contiguous();
+  return {x.const_data_ptr<float>(), x.const_data_ptr<float>() + x.numel()};
+}
+
+// What a member's tokens are divided by, the same for all ranks.
+class Normaliser {
+ public:
+  Normaliser(const RlConfig& rl, const std::vector<UpdatePart>& parts, ProcessGroup& group) : rl_(rl) {
+    double groups = 0, tokens = 0;
+    for (const auto& part : parts) {
+      groups += !part.members.empty();
+      for (const Member* member : part.members) tokens += double(member->sampled());
+    }
+    for (const auto& of : group.gather(std::vector<double>{groups, tokens})) groups_ += of[0], tokens_ += of[1];
+  }
+  double weight(const UpdatePart& part, int64_t sampled) const {
+    if (rl_.normalise == "token") return 1 / tokens_;
+    double of_member = 1 / (groups_ * double(part.members.size()));
+    if (rl_.normalise == "constant") return of_member / double(rl_.max_tokens * rl_.max_answers);
+    return of_member / double(std::max<int64_t>(1, sampled));
+  }
+
+ private:
+  const RlConfig& rl_;
+  double groups_ = 0, tokens_ = 0;
+};
+
+// Where training and sampler part: the first layer whose choices differ when it is left to itself.
+std::string first_difference(const Transformer& model, const RlConfig& rl, const PolicyRows& rows) {
+  c10::AutoGradMode no_grad(false);
+  Trace trace;
+  auto options = forward_options(rl, nullptr);
+  options.trace = &trace;
+  model.forward(rows.batch, options);
+  for (size_t i = 0; i < trace.size(); ++i) {
+    auto differ = [&](const at::Tensor& now, const std::vector<at::Tensor>& then) {
+      return now.defined() && i < then.size() && then[i].defined() && !now.equal(then[i]);
+    };
+    if (differ(trace[i].selected_NK, rows.replay.selected_NK)) return cat("layer ", i, " selects other keys");
+    if (differ(trace[i].experts_Nk, rows.replay.experts_Nk)) return cat("layer ", i, " chooses other experts");
+  }
+  return "no layer's choices differ";
+}
+
+std::vector<double> row_of(const UpdateSums& s) {
+  const auto& o = s.objective;
+  std::vector<double> out{s.entropy,
+                          s.rows,
+                          s.matched,
+                          o.loss,
+                          o.tokens,
+                          o.members,
+                          o.negative_members,
+                          o.masked_members,
+                          o.masked_tokens,
+                          o.rejected_tokens,
+                          o.clipped_tokens,
+                          o.ratio,
+                          o.log_old_over_new,
+                          o.k1,
+                          o.k3,
+                          o.unbiased_kl};
+  out.insert(out.end(), s.kl.begin(), s.kl.end());
+  return out;
+}
+
+void add_row(const double* from, UpdateSums& s) {
+  auto& o = s.objective;
+  for (double* to :
+       {&s.entropy, &s.rows, &s.matched, &o.loss, &o.tokens, &o.members, &o.negative_members, &o.masked_members, &o.masked_tokens,
+        &o.rejected_tokens, &o.clipped_tokens, &o.ratio, &o.log_old_over_new, &o.k1, &o.k3, &o.unbiased_kl})
+    *to += *from++;
+  for (double& kl : s.kl) kl += *from++;
+}
+
+}  // namespace
+
+void UpdateSums::add(const UpdateSums& other) {
+  kl.resize(other.kl.size());
+  add_row(row_of(other).data(), *this);
+  mismatch = std::max(mismatch, other.mismatch);
+}
+
+PolicyRows policy_rows(const ModelConfig& config, const std::vector<const Member*>& members, const RlConfig& rl) {
+  PolicyRows out;
+  std::vector<int32_t> tokens, targets, offsets{0}, kept;
+  std::vector<int64_t> lengths, rows;
+  std::vector<const Choices*> experts, selected;
+  for (const Member* member : members) {
+    out.counts.push_back(member->sampled());
+    for (const auto& segment : member->segments) {
+      int64_t first = int64_t(tokens.size()), length = int64_t(segment.tokens.size()) - 1;
+      tokens.insert(tokens.end(), segment.tokens.begin(), segment.tokens.end() - 1);
+      lengths.push_back(length);
+      experts.push_back(&segment.record.experts), selected.push_back(&segment.record.selected);
+      for (size_t i = 0; i < segment.drawn.size(); ++i) {
+        rows.push_back(first + segment.drawn[i] - 1), targets.push_back(segment.tokens[segment.drawn[i]]);
+        if (rl.keep_sampling_mask)
+          kept.insert(kept.end(), segment.kept.begin() + segment.kept_offsets[i],
+                      segment.kept.begin() + segment.kept_offsets[i + 1]);
+        offsets.push_back(int32_t(kept.size()));
+      }
+      out.old.insert(out.old.end(), segment.log_prob.begin(), segment.log_prob.end());
+      out.proximal.insert(out.proximal.end(), segment.proximal.begin(), segment.proximal.end());
+    }
+  }
+  out.batch = pack_documents(at::tensor(tokens, at::kInt), lengths);
+  out.rows = at::tensor(rows, at::kLong), out.targets = at::tensor(targets, at::kInt);
+  out.kept = {at::tensor(offsets, at::kInt), at::tensor(kept, at::kInt)};
+  for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
+    out.replay.experts_Nk.push_back(config.is_moe(i) ? layer_choices(experts, i - config.first_k_dense_replace, /*keys=*/false)
+                                                     : at::Tensor());
+    out.replay.selected_NK.push_back(layer_choices(selected, i, /*keys=*/true));
+  }
+  return out;
+}
+
+std::vector<float> policy_log_probs(const Transformer& model, const RlConfig& rl, const PolicyRows& rows, bool replayed) {
+  c10::AutoGradMode no_grad(false);
+  Replay replay = replayed ? kept_choices(rl, rows.replay) : Replay();
+  auto hidden_ND = drawn_hidden(model, rows, forward_options(rl, &replay), nullptr);
+  return values(ops::kept_log_prob(hidden_ND, model.weights().lm_head, rows.targets, rows.kept, rl.temperature).first);
+}
+
+namespace {
+
+// The exactness this project is for: what was drawn with these very weights has the very probability it was drawn with.
+void match(const Transformer& model, const RlConfig& rl, const UpdatePart& part, const PolicyRows& rows,
+           const std::vector<float>& now, int64_t version, UpdateSums& sums) {
+  size_t at = 0;
+  for (size_t m = 0; m < part.members.size(); ++m)
+    for (const auto& segment : part.members[m]->segments)
+      for (size_t i = 0; i < segment.drawn.size(); ++i, ++at) {
+        if (segment.version[i] != version) continue;
+        ++sums.matched;
+        double difference = std::fabs(double(now[at]) - rows.old[at]);
+        sums.mismatch = std::max(sums.mismatch, difference);
+        FULGUR_CHECK(!rl.exact || difference == 0, "[rl] member ", m, " of a group, token ", segment.drawn[i],
+                     " of its segment: expected the sampler's log-probability ", rows.old[at], ", got ", now[at], "; ",
+                     first_difference(model, rl, rows), "\n  hint: --exact false goes on; please report it");
+      }
+}
+
+// One part's loss, ready for backward(), and its measures.
+at::Tensor part_loss(Transformer& model, const RlConfig& rl, const UpdatePart& part, const Normaliser& normaliser,
+                     int64_t version, const Transformer* reference, double all_rows, UpdateSums& sums) {
+  auto rows = policy_rows(model.config(), part.members, rl);
+  Replay replay = kept_choices(rl, rows.replay);
+  auto options = forward_options(rl, &replay);
+  options.indexer_kl = rl.indexer_kl > 0;
+  std::vector<LayerLosses> losses;
+  auto hidden_ND = drawn_hidden(model, rows, options, &losses);
+  auto [log_prob_N, entropy_N] = ops::kept_log_prob(hidden_ND, model.weights().lm_head, rows.targets, rows.kept, rl.temperature);
+  auto now = values(log_prob_N);
+  match(model, rl, part, rows, now, version, sums);
+
+  std::vector<float> of_reference;
+  if (reference && rl.objective.kl_coefficient > 0) of_reference = policy_log_probs(*reference, rl, rows, /*replayed=*/false);
+  std::vector<double> weight;
+  for (size_t m = 0; m < part.members.size(); ++m) weight.push_back(normaliser.weight(part, rows.counts[m]));
+  auto measured = objective(rl.objective, {now, rows.old, of_reference, rows.proximal, rows.counts, part.advantage, weight});
+  for (float value : values(entropy_N)) sums.entropy += value;
+  auto loss = (log_prob_N * at::tensor(measured.gradient)).sum();
+  measured.gradient.clear();
+  sums.objective = measured;
+  sums.rows = double(rows.batch.tokens_N.size(0));
+  for (size_t i = 0; i < losses.size(); ++i) {
+    if (!losses[i].kl_N.defined()) continue;
+    auto kl = losses[i].kl_N.sum();
+    sums.kl[i] = kl.item<double>();
+    loss = loss + kl * (rl.indexer_kl / (all_rows * double(losses.size())));
+  }
+  return loss;
+}
+
+double rows_of(const std::vector<UpdatePart>& parts, ProcessGroup& group) {
+  double rows = 0, all = 0;
+  for (const auto& part : parts)
+    for (const Segment* segment : segments_of(part.members)) rows += double(segment->tokens.size()) - 1;
+  for (const auto& of : group.gather(std::vector<double>{rows})) all += of[0];
+  return std::max(1.0, all);
+}
+
+}  // namespace
+
+UpdateSums accumulate_policy_gradients(Transformer& model, const RlConfig& rl, const std::vector<UpdatePart>& parts,
+                                       int64_t version, const Transformer* reference, ProcessGroup& group) {
+  Normaliser normaliser(rl, parts, group);
+  double all_rows = rows_of(parts, group);
+  std::vector<at::Tensor*> trained;
+  for (const auto& parameter : parameters(model.weights()))
+    if (parameter.tensor->requires_grad()) trained.push_back(parameter.tensor);
+  TreeSum tree;
+  std::vector<double> measured;
+  double mismatch = 0;
+  size_t layers = model.weights().layers.size();
+  for (const auto& part : parts) {
+    UpdateSums of_part;
+    of_part.kl.resize(layers);
+    std::vector<at::Tensor> gradients(trained.size());
+    if (!part.members.empty()) {
+      part_loss(model, rl, part, normaliser, version, reference, all_rows, of_part).backward();
+      for (size_t i = 0; i < trained.size(); ++i) gradients[i] = trained[i]->grad(), trained[i]->mutable_grad() = at::Tensor();
+    }
+    auto row = row_of(of_part);
+    measured.insert(measured.end(), row.begin(), row.end());
+    mismatch = std::max(mismatch, of_part.mismatch);
+    tree.add(std::move(gradients));
+  }
+  auto gradients = tree.take();
+  // Ranks must send the same tensors, and one whose groups were all dropped has none.
+  std::vector<double> has(trained.size());
+  for (size_t i = 0; i < trained.size(); ++i) has[i] = gradients[i].defined();
+  auto of_ranks = group.gather(has);
+  std::vector<at::Tensor> sent;
+  for (size_t i = 0; i < trained.size(); ++i) {
+    if (std::none_of(of_ranks.begin(), of_ranks.end(), [&](const auto& of) { return of[i] != 0; })) continue;
+    gradients[i] = gradients[i].defined() ? gradients[i].contiguous() : at::zeros_like(*trained[i]).detach();
+    sent.push_back(gradients[i]);
+  }
+  group.sum(sent);
+  for (size_t i = 0; i < trained.size(); ++i) trained[i]->mutable_grad() = gradients[i];
+
+  UpdateSums sums;
+  sums.kl.resize(layers);
+  size_t width = row_of(sums).size();
+  for (const auto& of_rank : group.gather(measured))
+    for (size_t at = 0; at < of_rank.size(); at += width) add_row(of_rank.data() + at, sums);
+  for (const auto& of : group.gather(std::vector<double>{mismatch})) sums.mismatch = std::max(sums.mismatch, of[0]);
+  return sums;
+}
+
+ChangedChoices changed_choices(const Transformer& model, const RlConfig& rl, const UpdatePart& part) {
+  c10::AutoGradMode no_grad(false);
+  auto rows = policy_rows(model.config(), part.members, rl);
+  Trace trace;
+  auto options = forward_options(rl, nullptr);
+  options.trace = &trace;
+  model.forward(rows.batch, options);
+  // Both ascend, so a choice that is gone shifts others: compare as sets.
+  auto changed = [](const std::vector<at::Tensor>& then, auto of_layer) {
+    int64_t all = 0, gone = 0;
+    for (size_t i = 0; i < then.size(); ++i) {
+      if (!then[i].defined()) continue;
+      auto now_Nk = of_layer(i);
+      const int *a = then[i].template const_data_ptr<int>(), *b = now_Nk.template const_data_ptr<int>();
+      int64_t k = then[i].size(1);
+      for (int64_t n = 0; n < then[i].size(0); ++n)
+        for (int64_t j = 0; j < k; ++j) {
+          if (a[n * k + j] < 0) continue;
+          ++all, gone += std::find(b + n * k, b + (n + 1) * k, a[n * k + j]) == b + (n + 1) * k;
+        }
+    }
+    return all > 0 ? double(gone) / double(all) : 0;
+  };
+  return {changed(rows.replay.experts_Nk, [&](size_t i) { return trace[i].experts_Nk; }),
+          changed(rows.replay.selected_NK, [&](size_t i) { return trace[i].selected_NK; })};
+}
+
+}  // namespace fulgur

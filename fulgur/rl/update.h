@@ -1,0 +1,59 @@
+// The policy's gradient: members of groups through the model's forward pass, the objective over what they drew, and back.
+#pragma once
+
+#include <vector>
+
+#include "fulgur/model/transformer.h"
+#include "fulgur/ops/log_prob/log_prob.h"
+#include "fulgur/rl/config.h"
+#include "fulgur/rl/rollout.h"
+#include "fulgur/train/parallel.h"
+
+namespace fulgur {
+
+// A group's members that are trained on: one forward and backward pass.
+struct UpdatePart {
+  std::vector<const Member*> members;
+  std::vector<double> advantage;
+};
+
+// Members as the rows of one batch; segments are its documents. A document has a row for each token but the last.
+struct PolicyRows {
+  Batch batch;
+  Replay replay;                // what the sampler chose, one entry a layer of the model
+  at::Tensor rows, targets;     // int64 rows whose next token was drawn; int32, that token
+  ops::Kept kept;               // what it was drawn among
+  std::vector<float> old;       // its log-probability then,
+  std::vector<float> proximal;  // and before the step's updates
+  std::vector<int64_t> counts;  // drawn tokens of each member
+};
+PolicyRows policy_rows(const ModelConfig& config, const std::vector<const Member*>& members, const RlConfig& rl);
+
+// What an update measured, summed over its parts and ranks.
+struct UpdateSums {
+  Objective objective;  // without its gradient
+  double entropy = 0;   // of drawn tokens, in nats
+  double rows = 0;
+  std::vector<double> kl;  // of the indexers: a layer's sum over rows
+  double mismatch = 0;     // largest |log pi_theta - log pi_old| of tokens drawn with these weights
+  double matched = 0;      // how many tokens that is of
+  void add(const UpdateSums& other);
+};
+
+// Leaves the gradients of -J (objective.h), and of indexer_kl times the mean over rows and layers of the indexers' KL, over all
+// parts of all ranks in the parameters. `parts` are this rank's; parts add up as a tree (TreeSum), so ranks that share them
+// evenly give the bits of one. `version` numbers the model's weights. `reference` may be null where the KL has no strength.
+// Throws InputError where rl.exact holds and a log-probability differs from its sampler's: names layer and token.
+UpdateSums accumulate_policy_gradients(Transformer& model, const RlConfig& rl, const std::vector<UpdatePart>& parts,
+                                       int64_t version, const Transformer* reference, ProcessGroup& group);
+
+// Log-probabilities of what the members drew, without gradient.
+std::vector<float> policy_log_probs(const Transformer& model, const RlConfig& rl, const PolicyRows& rows, bool replayed);
+
+// Shares of the sampler's choices that the model would make otherwise now: experts of a token, selected keys.
+struct ChangedChoices {
+  double experts = 0, selections = 0;
+};
+ChangedChoices changed_choices(const Transformer& model, const RlConfig& rl, const UpdatePart& part);
+
+}  // namespace fulgur

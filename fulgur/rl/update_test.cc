@@ -1,0 +1,206 @@
+// Rollouts of a small random model, and the trainer's view of them: the same log-probabilities, to the bit.
+#include "fulgur/rl/update.h"
+
+#include <gmock/gmock.h>
+
+#include "fulgur/base/threads.h"
+#include "fulgur/engine/testing.h"
+#include "fulgur/text/train_bpe.h"
+
+namespace fulgur {
+namespace {
+
+using testing::HasSubstr;
+
+class UpdateTest : public testing::Test {
+ protected:
+  UpdateTest() {
+    config.vocab_size = tokenizer.vocab_size();
+    config.index_topk = 16;  // fewer than the keys of every text here
+    validate(config, "small");
+    model = Transformer(config, init_weights(config, 7));
+    rl.top_p = 0.9, rl.max_tokens = 60, rl.group = 8;
+  }
+
+  // Tokens by bytes and the format's own words.
+  static Vocabulary vocabulary() {
+    BpeOptions options{.vocab_size = 277, .special_tokens = v32_special_tokens(), .added_tokens = v32_fixed_texts()};
+    return vocabulary_of(train_bpe({}, options), options, deepseek_patterns());
+  }
+
+  // A group of attempts at each of some tasks; random words end with EOS now and then, and guesses then meet an answer.
+  std::vector<Attempt> attempts(int64_t tasks = 4) const {
+    std::vector<Attempt> out;
+    for (int64_t t = 0; t < tasks; ++t) {
+      const Family& of = family(t % 2 ? "guess" : "reverse");
+      auto task = of.task(Split::train, 1, uint64_t(t));
+      for (int64_t i = 0; i < rl.group; ++i) out.push_back({&of, task, uint64_t(100 * t + i)});
+    }
+    return out;
+  }
+  std::vector<Member> rolled_out(EngineOptions options) {
+    auto todo = attempts();
+    Engine engine(model, options);
+    return roll_out(engine, tokenizer, todo, rollout_options(rl), /*version=*/0);
+  }
+  std::vector<Member> rolled_out() { return rolled_out(engine_options(rl, config, 4 * rl.group)); }
+  std::vector<UpdatePart> parts_of(const std::vector<Member>& members) const {
+    std::vector<UpdatePart> parts(members.size() / rl.group);
+    for (size_t i = 0; i < members.size(); ++i) {
+      auto& part = parts[i / rl.group];
+      part.members.push_back(&members[i]), part.advantage.push_back(i % 3 ? 0.5 : -1);
+    }
+    return parts;
+  }
+  UpdateSums update(const std::vector<UpdatePart>& parts, int64_t version = 0) {
+    for (auto& p : parameters(model.weights())) p.tensor->requires_grad_(p.trained()).mutable_grad() = at::Tensor();
+    return accumulate_policy_gradients(model, rl, parts, version, nullptr, alone);
+  }
+  std::vector<at::Tensor> gradients() {
+    std::vector<at::Tensor> out;
+    for (auto& p : parameters(model.weights())) out.push_back(p.tensor->grad());
+    return out;
+  }
+
+  Tokenizer tokenizer{vocabulary()};
+  ModelConfig config = small_config();
+  Transformer model{config, init_weights(config, 7)};
+  RlConfig rl;
+  ProcessGroup alone;
+};
+
+TEST_F(UpdateTest, LogProbabilitiesAreTheSamplersToTheBit) {
+  for (std::string dtype : {"f32", "bf16"})
+    for (double temperature : {1.0, 0.7})
+      for (bool keep : {true, false}) {
+        rl.dtype = dtype, rl.temperature = temperature, rl.keep_routing = rl.keep_selection = keep;
+        auto members = rolled_out();
+        auto sums = update(parts_of(members));
+        EXPECT_EQ(sums.mismatch, 0) << dtype << temperature << keep;
+        int64_t sampled = 0;
+        for (const auto& m : members) sampled += m.sampled();
+        EXPECT_EQ(sums.matched, double(sampled));
+        EXPECT_GT(sampled, 300);
+      }
+}
+
+TEST_F(UpdateTest, AttemptsHaveSeveralSegmentsAndAllTheirChoices) {
+  auto members = rolled_out();
+  int64_t segments = 0, answered = 0;
+  for (const auto& m : members) {
+    segments = std::max(segments, int64_t(m.segments.size()));
+    answered += m.end == "answered";
+    for (const auto& s : m.segments) {
+      ASSERT_EQ(s.record.experts.positions, int64_t(s.tokens.size()) - 1);
+      ASSERT_EQ(s.record.selected.positions, int64_t(s.tokens.size()) - 1);
+      ASSERT_EQ(s.kept_offsets.size(), s.drawn.size() + 1);
+      ASSERT_FALSE(s.drawn.empty());
+      EXPECT_EQ(s.drawn.back(), int64_t(s.tokens.size()) - 1);
+      EXPECT_GT(s.tokens.size(), 16u);  // more keys than are selected
+    }
+  }
+  EXPECT_GT(segments, 1);
+  EXPECT_GT(answered, 0);
+}
+
+TEST_F(UpdateTest, RolloutsDoNotDependOnHowTheyAreBatched) {
+  auto expected = rolled_out();
+  auto options = engine_options(rl, config, 4 * rl.group);
+  options.max_batch = 3, options.chunk = 7, options.cache_bytes /= 8;
+  auto got = rolled_out(options);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    ASSERT_EQ(got[i].segments.size(), expected[i].segments.size());
+    EXPECT_EQ(got[i].outcome, expected[i].outcome);
+    for (size_t j = 0; j < got[i].segments.size(); ++j) {
+      const auto &a = got[i].segments[j], &b = expected[i].segments[j];
+      EXPECT_EQ(a.tokens, b.tokens);
+      EXPECT_EQ(a.log_prob, b.log_prob);
+      EXPECT_EQ(a.kept, b.kept);
+      EXPECT_EQ(a.record.experts.ids, b.record.experts.ids);
+      EXPECT_EQ(a.record.selected.ids, b.record.selected.ids);
+    }
+  }
+}
+
+TEST_F(UpdateTest, GradientsDoNotDependOnThreads) {
+  auto members = rolled_out();
+  auto parts = parts_of(members);
+  int before = threads();
+  set_threads(1);
+  update(parts);
+  auto expected = gradients();
+  set_threads(3);
+  update(parts);
+  set_threads(before);
+  auto got = gradients();
+  size_t trained = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    ASSERT_EQ(got[i].defined(), expected[i].defined());
+    if (!got[i].defined()) continue;
+    EXPECT_TRUE(at::equal(got[i], expected[i])) << i;
+    ++trained;
+  }
+  EXPECT_GT(trained, 30u);
+}
+
+TEST_F(UpdateTest, ADifferenceStopsTheRunAndNamesLayerAndToken) {
+  auto members = rolled_out();
+  auto parts = parts_of(members);
+  auto said = [&] {
+    try {
+      return cat("nothing; mismatch ", update(parts).mismatch);
+    } catch (const InputError& error) {
+      return std::string(error.what());
+    }
+  };
+  auto& indexer = *model.weights().layers[1].self_attn.indexer;
+  indexer.wk.neg_();
+  EXPECT_EQ(said(), "nothing; mismatch 0");  // its choices are forced
+  rl.keep_selection = false;
+  EXPECT_THAT(said(), HasSubstr("expected the sampler's log-probability"));
+  EXPECT_THAT(said(), HasSubstr("layer 1 selects other keys"));
+  rl.exact = false;
+  EXPECT_THAT(said(), testing::AllOf(HasSubstr("nothing"), testing::Not(testing::EndsWith("mismatch 0"))));
+  EXPECT_GT(changed_choices(model, rl, parts[0]).selections, 0.1);
+}
+
+TEST_F(UpdateTest, FrozenIndexersGetNoGradient) {
+  auto members = rolled_out();
+  rl.indexer_kl = 0;
+  update(parts_of(members));
+  for (auto& p : parameters(model.weights()))
+    if (p.indexer()) EXPECT_FALSE(p.tensor->grad().defined()) << p.name;
+  rl.indexer_kl = 0.5;
+  auto sums = update(parts_of(members));
+  for (double kl : sums.kl) EXPECT_GT(kl, 0);
+  // The policy's own gradient does not reach them, nor theirs the model: twice the strength is twice theirs alone.
+  auto half = gradients();
+  rl.indexer_kl = 1;
+  update(parts_of(members));
+  auto whole = gradients();
+  auto all = parameters(model.weights());
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (!half[i].defined()) continue;
+    if (all[i].indexer())
+      EXPECT_LT((whole[i] - half[i] * 2).abs().max().item<double>(), 1e-6 * whole[i].abs().max().item<double>() + 1e-12)
+          << all[i].name;
+    else EXPECT_TRUE(at::equal(whole[i], half[i])) << all[i].name;
+  }
+}
+
+TEST_F(UpdateTest, ImpossibleSamplingIsRefused) {
+  auto options = rollout_options(rl);
+  options.sampling.presence_penalty = 0.1;
+  EXPECT_THROW(validate(options), InputError);
+  rl.sampler_weights = "int8";
+  EXPECT_THROW(validate(rl), InputError);  // cannot be exact
+  rl.exact = false;
+  EXPECT_NO_THROW(validate(rl));
+  rl.tasks = "reverse:99";
+  EXPECT_THROW(validate(rl), InputError);
+  rl.tasks = "chess";
+  EXPECT_THROW(validate(rl), InputError);
+}
+
+}  // namespace
+}  // namespace fulgur

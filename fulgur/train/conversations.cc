@@ -1,0 +1,155 @@
+#include "fulgur/train/conversations.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+
+#include "fulgur/base/error.h"
+#include "fulgur/base/python_json.h"
+#include "fulgur/base/random.h"
+
+namespace fulgur {
+namespace {
+
+bool asks(const Message& m) { return m.role == Role::user || m.role == Role::developer; }
+
+ThinkingMode guessed_mode(const std::vector<Message>& messages) {
+  for (size_t i = messages.size(); i > 0 && !asks(messages[i - 1]); --i)
+    if (!messages[i - 1].reasoning_content.empty()) return ThinkingMode::thinking;
+  return ThinkingMode::chat;
+}
+
+// The user turn at `user` and what follows up to `end`. Pieces are tokenised apart, as a policy's answers are.
+Sample sample_of(const std::vector<Message>& messages, size_t user, size_t end, ThinkingMode mode, const Tokenizer& tokenizer) {
+  Sample out;
+  EncodeOptions options{.mode = mode};
+  std::vector<Message> context(messages.begin(), messages.begin() + user + 1);
+  out.tokens = tokenizer.encode(encode_v32(context, options));
+  out.prompt = int64_t(out.tokens.size());
+  for (size_t i = user + 1; i < end;) {
+    size_t first = i++;
+    while (messages[first].role == Role::tool && i < end && messages[i].role == Role::tool) ++i;
+    std::vector<Message> piece(messages.begin() + first, messages.begin() + i);
+    auto ids = tokenizer.encode(encode_v32(piece, options, context));
+    out.learned.resize(out.tokens.size());
+    out.tokens.insert(out.tokens.end(), ids.begin(), ids.end());
+    out.learned.resize(out.tokens.size(), messages[first].role == Role::assistant);
+    context.insert(context.end(), piece.begin(), piece.end());
+  }
+  return out;
+}
+
+}  // namespace
+
+std::vector<Sample> samples_of(const std::vector<Message>& messages, ThinkingMode mode, const Tokenizer& tokenizer) {
+  std::vector<Sample> out;
+  for (size_t user = 0; user < messages.size(); ++user) {
+    if (!asks(messages[user])) continue;
+    size_t end = user + 1;
+    while (end < messages.size() && !asks(messages[end])) ++end;
+    if (end > user + 1) out.push_back(sample_of(messages, user, end, mode, tokenizer));
+  }
+  FULGUR_CHECK(!out.empty(), "[messages] expected an assistant's answer behind a user's message, got none");
+  return out;
+}
+
+std::vector<Sample> read_conversations(const std::filesystem::path& path, const Tokenizer& tokenizer, int64_t longest) {
+  std::ifstream file(path);
+  FULGUR_CHECK(file, "[sft] ", path.string(), ": expected a file of conversations, got none that can be read");
+  std::vector<Sample> out;
+  std::string text;
+  for (int64_t line = 1; std::getline(file, text); ++line) {
+    if (text.empty()) continue;
+    auto where = cat(path.string(), ":", line);
+    Json json = parse_python_json(text, where);
+    FULGUR_CHECK(json.is_object() && json.contains("messages"), "[sft] ", where, ": expected an object with messages, got ",
+                 text.substr(0, 80));
+    try {
+      auto messages = messages_of(json["messages"], "messages");
+      auto mode = json.contains("mode") ? thinking_mode(json["mode"].is_string() ? json["mode"].get<std::string>() : "")
+                                        : guessed_mode(messages);
+      for (auto& sample : samples_of(messages, mode, tokenizer)) {
+        FULGUR_CHECK(int64_t(sample.tokens.size()) <= longest, "[sft] expected a sample of at most ", longest, " tokens, got ",
+                     sample.tokens.size(), "\n  hint: a longer --context");
+        out.push_back(std::move(sample));
+      }
+    } catch (const InputError& error) {
+      throw InputError(cat("[sft] ", where, ": ", error.what()));
+    }
+  }
+  FULGUR_CHECK(!out.empty(), "[sft] ", path.string(), ": expected conversations, got an empty file");
+  return out;
+}
+
+Conversations::Conversations(std::vector<Sample> samples, BatchSource& text, double text_share, int64_t context, uint64_t seed)
+    : samples_(std::move(samples)),
+      text_(text),
+      text_share_(text_share),
+      context_(context),
+      seed_(seed) {
+  FULGUR_CHECK(text_share < 1, "[sft] text_share: expected less than 1, got ", text_share);
+  packed(0);
+}
+
+int64_t Conversations::sequences_per_epoch() const { return first_[1]; }
+
+const std::vector<std::vector<size_t>>& Conversations::packed(int64_t epoch) {
+  if (epoch == epoch_) return of_epoch_;
+  RandomStream random(seed_, cat("conversations.epoch.", epoch));
+  std::vector<size_t> order(samples_.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
+  of_epoch_.clear();
+  int64_t room = 0;
+  for (size_t i : order) {
+    int64_t length = int64_t(samples_[i].tokens.size());
+    if (length > room) of_epoch_.emplace_back(), room = context_;
+    of_epoch_.back().push_back(i), room -= length;
+  }
+  epoch_ = epoch;
+  if (epoch + 1 == int64_t(first_.size())) first_.push_back(first_.back() + int64_t(of_epoch_.size()));
+  return of_epoch_;
+}
+
+const std::vector<size_t>& Conversations::sequence(int64_t number) {
+  while (number >= first_.back()) packed(int64_t(first_.size()) - 1);
+  int64_t epoch = std::upper_bound(first_.begin(), first_.end(), number) - first_.begin() - 1;
+  return packed(epoch)[number - first_[epoch]];
+}
+
+TrainBatch Conversations::get(int64_t first, int64_t count) {
+  std::vector<int32_t> tokens, next, next2, starts{0};
+  std::vector<int64_t> lengths;
+  auto text_before = [&](int64_t n) { return int64_t(std::floor(double(n) * text_share_)); };
+  int64_t texts = text_before(first + count) - text_before(first);
+  for (int64_t n = first; n < first + count; ++n) {
+    if (text_before(n + 1) > text_before(n)) continue;
+    for (size_t i : sequence(n - text_before(n))) {
+      const auto& [ids, learned, prompt] = samples_[i];
+      auto target = [&](size_t at) { return at < ids.size() && learned[at] ? ids[at] : -1; };
+      for (size_t t = 0; t < ids.size(); ++t)
+        tokens.push_back(ids[t]), next.push_back(target(t + 1)), next2.push_back(target(t + 2));
+      lengths.push_back(int64_t(ids.size()));
+    }
+    starts.push_back(int32_t(tokens.size()));
+  }
+  if (texts == count) return text_.get(text_before(first), texts);
+  TrainBatch out{pack_documents(at::tensor(tokens, at::kInt), lengths), at::tensor(next, at::kInt), at::tensor(next2, at::kInt),
+                 at::tensor(starts, at::kInt)};
+  if (texts == 0) return out;
+  auto text = text_.get(text_before(first), texts);
+  auto rows = int32_t(tokens.size());
+  auto both = [](const at::Tensor& a, const at::Tensor& b) { return at::cat({a, b}); };
+  return {{.tokens_N = both(out.batch.tokens_N, text.batch.tokens_N),
+           .positions_N = both(out.batch.positions_N, text.batch.positions_N),
+           .visible_N2 = both(out.batch.visible_N2, text.batch.visible_N2 + rows)},
+          both(out.next_N, text.next_N),
+          both(out.next2_N, text.next2_N),
+          both(out.starts, text.starts.slice(0, 1) + rows)};
+}
+
+}  // namespace fulgur
