@@ -293,6 +293,7 @@ void add_bench(CLI::App& app, Common&) {
   add_bench_model(*command);
   add_bench_engine(*command);
   add_bench_text(*command);
+  add_bench_kl(*command);
 }
 
 }  // namespace fulgur::cli

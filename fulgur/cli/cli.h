@@ -14,6 +14,7 @@
 namespace fulgur {
 struct Request;
 struct Packing;
+enum class Split;
 }  // namespace fulgur
 
 namespace fulgur::cli {
@@ -48,6 +49,7 @@ void add_bench(CLI::App& app, Common& common);
 void add_bench_model(CLI::App& bench);
 void add_bench_engine(CLI::App& bench);
 void add_bench_text(CLI::App& bench);
+void add_bench_kl(CLI::App& bench);
 
 // What --dtype names: f32 or bf16.
 at::ScalarType type_of(const std::string& dtype);
@@ -68,6 +70,10 @@ double parse_count(const std::string& text, const std::string& flag);
 
 // A file or folder that came with the program: recipes/..., web/...
 std::filesystem::path resource(const std::string& relative);
+
+// Conversations of scripts at tasks ("name" or "name:difficulty", separated by commas), JSON Lines for `fulgur train sft`.
+// `hasty`: the share of scripts that give up early.
+std::string demonstrations(const std::string& tasks, Split split, int64_t count, double hasty, uint64_t seed);
 
 // Host, versions, instruction set: what a run records about where it ran.
 Json machine_json();

@@ -59,7 +59,20 @@ class Program : public testing::Test {
     ASSERT_EQ(run("data pack text --tokenizer tok.json --out shards --holdout-every 5").code, 0);
   }
 
+  // The shell that starts `size` ranks of a command, waits for all, and prints "rank exit-code" of each.
+  std::string ranks(int size, const std::string& command, const std::string& meanwhile = "") {
+    int port = 20000 + (getpid() * 7 + ++groups_) % 20000;
+    std::string text = cat("--version; export WORLD_SIZE=", size, " MASTER_ADDR=127.0.0.1 MASTER_PORT=", port, "; ");
+    for (int r = 0; r < size; ++r) text += cat("RANK=", r, " '" FULGUR_BINARY "' --threads 1 ", command, " & p", r, "=$!; ");
+    text += meanwhile;
+    for (int r = 0; r < size; ++r) text += cat(" wait $p", r, "; echo rank ", r, " exit $?;");
+    return text;
+  }
+
   fs::path folder = fs::temp_directory_path() / cat("fulgur-cli-", getpid());
+
+ private:
+  int groups_ = 0;  // of ranks, each with a port of its own
 };
 
 }  // namespace fulgur

@@ -108,6 +108,9 @@ Recipe read_recipe(const std::filesystem::path& path, double scale) {
     else if (name == "vocab_size") assign(file, name, node, recipe.vocab_size);
     else if (name == "holdout_every") assign(file, name, node, recipe.holdout_every);
     else if (name == "drills") assign(file, name, node, recipe.drills);
+    else if (name == "demos") assign(file, name, node, recipe.demos);
+    else if (name == "demo_count") assign(file, name, node, recipe.demo_count);
+    else if (name == "hasty") assign(file, name, node, recipe.hasty);
     else if (name == "model" && node.is_table()) recipe.model = model_value(file, node);
     else if (std::find(std::begin(kStages), std::end(kStages), name) != std::end(kStages) && node.is_table())
       read_section(file, name, *node.as_table(), [&](const auto& visit) { visit_stage(recipe.stage(name), visit); });
@@ -115,7 +118,7 @@ Recipe read_recipe(const std::filesystem::path& path, double scale) {
       read_section(file, name, *node.as_table(), [&](const auto& visit) { visit_rl(recipe.rl, visit); });
     else
       throw InputError(cat("[recipe] ", where(file, node),
-                           ": expected scale, seed, text, vocab_size, holdout_every, drills or the "
+                           ": expected scale, seed, text, vocab_size, holdout_every, drills, demos, demo_count, hasty or the "
                            "tables model, pretrain, warmup, sparse, sft, rl; got ",
                            name));
   }
@@ -135,6 +138,9 @@ Json recipe_json(const Recipe& recipe) {
               {"vocab_size", recipe.vocab_size},
               {"holdout_every", recipe.holdout_every},
               {"drills", recipe.drills},
+              {"demos", recipe.demos},
+              {"demo_count", recipe.demo_count},
+              {"hasty", recipe.hasty},
               {"model", recipe.model}};
   for (std::string name : kStages)
     visit_stage(const_cast<Recipe&>(recipe).stage(name), [&](const char* key, const auto& value) { out[name][key] = value; });

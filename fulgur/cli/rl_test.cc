@@ -24,7 +24,8 @@ class Reinforcement : public Program {
         recipe.replace(at, 11 + stage.size(), "tokens = 5000");
     recipe +=
         "[model]\nmax_position_embeddings = 512\nindex_topk = 16\n"
-        "[sft]\ntokens = \"2M\"\ntext_share = 0\ncontext = 256\nbatch_tokens = 512\nmicro_tokens = 512\nlr = 3e-3\nwarmup_steps = 3\n"
+        "[sft]\ntokens = \"2M\"\ntext_share = 0\ncontext = 256\nbatch_tokens = 512\nmicro_tokens = 512\nlr = 3e-3\nwarmup_steps "
+        "= 3\n"
         "[rl]\nsteps = 6\ntasks = \"reverse,lookup\"\nprompts = 4\ngroup = 4\ncontext = 256\nmax_tokens = 40\nmax_answers = 3\n"
         "top_p = 0.95\nlr = 1e-3\ncheckpoint_every = 2\neval_tasks = 8\nlength_slope = 0.01\n";
     write_file_atomic(folder / "tiny.toml", recipe);
@@ -118,6 +119,16 @@ TEST_F(Reinforcement, KilledAtAnyTimeItGoesOnToTheSameWeights) {
     return lines;
   };
   EXPECT_EQ(without_clocks("killed"), without_clocks("whole"));
+}
+
+TEST_F(Reinforcement, TwoProcessesMakeTheWeightsOfOne) {
+  auto flags = "--steps 2 --updates 2 --eval-tasks 0";
+  ASSERT_EQ(run(train("alone", flags)).code, 0);
+  auto said = run(ranks(2, train("together", flags)));
+  EXPECT_THAT(said.out, HasSubstr("rank 0 exit 0"));
+  EXPECT_THAT(said.out, HasSubstr("rank 1 exit 0"));
+  EXPECT_EQ(weights("together", 2), weights("alone", 2));
+  EXPECT_EQ(metrics("together")[1]["matched_tokens"], metrics("alone")[1]["matched_tokens"]);
 }
 
 TEST_F(Reinforcement, OutcomesOnDiskAreNotAskedForAgain) {

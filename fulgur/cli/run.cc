@@ -165,6 +165,14 @@ void Run::pack() {
   });
 }
 
+void Run::demonstrate() {
+  if (recipe.demos.empty()) return;
+  once("demos", cat("demos     ", recipe.demo_count, " conversations of scripts"), [&] {
+    write_file_atomic(data / "messages.jsonl",
+                      demonstrations(recipe.demos, Split::train, recipe.demo_count, recipe.hasty, recipe.seed));
+  });
+}
+
 fs::path Run::initial_model() {
   auto init = folder / "checkpoints" / "init-00000000";
   if (!fs::exists(init / "config.json")) {
@@ -222,19 +230,21 @@ void Run::record_start(const std::string& stage) {
 void Run::evaluate() {
   once("evaluate", "evaluate  held-out text, dense, sparse and window", [&] {
     int64_t context = recipe.sparse.context;
-    auto model = load_model(find_model(folder, "sparse"));
+    std::vector<std::string> trained;
+    for (std::string stage : {"pretrain", "warmup", "sparse", "sft", "rl"})
+      if (has_checkpoints(folder, stage)) trained.push_back(stage);
+    auto model = load_model(find_model(folder, trained.back()));
     std::vector<int64_t> contexts{context / 4, context / 2, context};
     std::vector<EvalForm> forms{EvalForm::dense, EvalForm::sparse, EvalForm::window};
     Json stages = Json::array();
-    for (std::string stage : {"pretrain", "warmup"}) {
-      auto earlier = load_model(find_model(folder, stage));
-      stages.push_back({{"stage", stage},
-                        {"perplexity", evaluate_perplexity(earlier, data, forms, {context}, kEvalTokens, at::kFloat)},
-                        {"indexer", evaluate_indexer(earlier, data, context, 16)}});
+    for (const auto& stage : trained) {
+      bool last = stage == trained.back();
+      auto of_stage = last ? model : load_model(find_model(folder, stage));
+      auto perplexity =
+          evaluate_perplexity(of_stage, data, forms, last ? contexts : std::vector{context}, kEvalTokens, at::kFloat);
+      stages.push_back(
+          {{"stage", stage}, {"perplexity", perplexity}, {"indexer", evaluate_indexer(of_stage, data, context, 16)}});
     }
-    stages.push_back({{"stage", "sparse"},
-                      {"perplexity", evaluate_perplexity(model, data, forms, contexts, kEvalTokens, at::kFloat)},
-                      {"indexer", evaluate_indexer(model, data, context, 16)}});
     std::vector<int64_t> lengths;
     for (int64_t length = context / 2; length <= 8 * context; length *= 2) lengths.push_back(length);
     Json eval = {{"stages", stages}, {"cost", measure_cost(model, lengths)}, {"maps", selection_maps(model, data, context, 64)}};

@@ -13,16 +13,17 @@ struct RunOptions {
       init;            // a model to start from in place of fresh weights; the recipe's [model] keys change its config.json
   bool force = false;  // go on with another recipe, or from a checkpoint of other settings
   std::filesystem::path messages;  // of sft (default: data/messages.jsonl of the run)
-  std::string stage;   // the one stage this call trains, whose settings must agree; empty: all
+  std::string stage;               // the one stage this call trains, whose settings must agree; empty: all
 };
 
 struct Run {
   // Opens or makes the directory. Throws InputError when run.json was written by another recipe.
   Run(std::filesystem::path folder, const Recipe& recipe, ProcessGroup& group, const RunOptions& options = {});
 
-  void text();       // fetched or the user's own -> text path
-  void tokenizer();  // -> data/tokenizer.json
-  void pack();       // -> data/*.bin
+  void text();         // fetched or the user's own -> text path
+  void tokenizer();    // -> data/tokenizer.json
+  void pack();         // -> data/*.bin
+  void demonstrate();  // -> data/messages.jsonl, where the recipe has demos
   // Starts from `init`, the newest checkpoint of the stage before, or fresh weights. False when stopped by a signal.
   bool train(const std::string& stage);
   // Reinforcement learning, from `init` or what sft ended with.

@@ -28,9 +28,11 @@ Json summary(const fs::path& folder) {
   for (const auto& [step, seconds] : record["steps"].items()) out["seconds"][step] = seconds;
   for (const auto& line : read_metrics(folder / "metrics.jsonl")) {
     auto stage = line["stage"].get<std::string>();
+    if (line.contains("pass")) out["pass"][cat("behind ", line["step"].get<int64_t>(), " steps")] = line["pass"];
+    if (!line.contains("seconds")) continue;
     double before = out["seconds"].value(stage, 0.0), seconds = line.value("seconds", 0.0);
     out["seconds"][stage] = before + seconds;
-    out["tokens"][stage] = line["tokens"];
+    if (line.contains("tokens")) out["tokens"][stage] = line["tokens"];
   }
   for (const auto& stage : eval["stages"])
     for (const auto& p : stage["perplexity"])
@@ -56,6 +58,12 @@ void print(const Json& s) {
   }
   std::printf("%-10s %10.1f\n\n", "all", total);
   const auto& q = s["indexer"];
+  for (const auto& [when, families] : s.value("pass", Json::object()).items())
+    for (const auto& [family, splits] : families.items())
+      for (const auto& [split, p] : splits.items())
+        std::printf("%s %s, %s: %.1f %% of %lld held-out tasks (%.1f to %.1f)\n", family.c_str(), split.c_str(), when.c_str(),
+                    100 * p["rate"].get<double>(), static_cast<long long>(p["tasks"].get<int64_t>()),
+                    100 * p["low"].get<double>(), 100 * p["high"].get<double>());
   std::printf("sparse minus dense, same weights: %+.4f bits per byte\n", s["gap"].get<double>());
   std::printf("indexer: recall %.3f, attention mass %.3f of the ideal (last-k window: %.3f, %.3f)\n", q["recall"].get<double>(),
               q["mass"].get<double>(), q["window_recall"].get<double>(), q["window_mass"].get<double>());
@@ -71,9 +79,11 @@ int speedrun(const Options& options, bool json) {
   }
   ProcessGroup alone;
   Run run(options.out, recipe, alone);
-  run.text(), run.tokenizer(), run.pack();
-  for (std::string stage : {"pretrain", "warmup", "sparse"})
-    if (!run.train(stage)) {
+  run.text(), run.tokenizer(), run.pack(), run.demonstrate();
+  std::vector<std::string> stages{"pretrain", "warmup", "sparse"};
+  if (!recipe.demos.empty()) stages.insert(stages.end(), {"sft", "rl"});
+  for (const auto& stage : stages)
+    if (!(stage == "rl" ? run.reinforce() : run.train(stage))) {
       std::fprintf(stderr, "stopped; the same command goes on from here\n");
       return stop_code();
     }

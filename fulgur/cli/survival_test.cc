@@ -36,17 +36,6 @@ class Survival : public Program {
     }
     return lines;
   }
-
-  // The shell that starts `size` ranks of a command, waits for all, and prints "rank exit-code" of each.
-  std::string ranks(int size, const std::string& command, const std::string& meanwhile = "") {
-    int port = 20000 + (getpid() * 7 + ++groups_) % 20000;
-    std::string text = cat("--version; export WORLD_SIZE=", size, " MASTER_ADDR=127.0.0.1 MASTER_PORT=", port, "; ");
-    for (int r = 0; r < size; ++r) text += cat("RANK=", r, " '" FULGUR_BINARY "' --threads 1 ", command, " & p", r, "=$!; ");
-    text += meanwhile;
-    for (int r = 0; r < size; ++r) text += cat(" wait $p", r, "; echo rank ", r, " exit $?;");
-    return text;
-  }
-  int groups_ = 0;
 };
 
 TEST_F(Survival, KilledAtAnyTimeTheSameRunGoesOnToTheSameWeightsMomentsAndRecords) {

@@ -29,20 +29,21 @@ void list(bool json) {
   }
 }
 
-void demonstrate_all(const Options& options) {
-  auto kinds = task_kinds(options.tasks);
-  RandomStream random(options.seed, "tasks.demos");
-  for (int64_t i = 0; i < options.count; ++i) {
-    const auto& kind = kinds[i % int64_t(kinds.size())];
-    auto task = kind.family->task(split_named(options.split), kind.difficulty, random.bits());
-    auto strategy = random.uniform() < options.hasty ? Strategy::hasty : Strategy::right;
-    auto messages = demonstrate(*kind.family, task, strategy);
-    Json line{{"id", cat(kind.family->name(), "-", i)}, {"mode", "chat"}, {"messages", json_of(messages)}};
-    std::printf("%s\n", line.dump().c_str());
-  }
-}
-
 }  // namespace
+
+std::string demonstrations(const std::string& tasks, Split split, int64_t count, double hasty, uint64_t seed) {
+  auto kinds = task_kinds(tasks);
+  RandomStream random(seed, "tasks.demos");
+  std::string out;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto& kind = kinds[i % int64_t(kinds.size())];
+    auto task = kind.family->task(split, kind.difficulty, random.bits());
+    auto strategy = random.uniform() < hasty ? Strategy::hasty : Strategy::right;
+    auto messages = json_of(demonstrate(*kind.family, task, strategy));
+    out += Json{{"id", cat(kind.family->name(), "-", i)}, {"mode", "chat"}, {"messages", messages}}.dump() + "\n";
+  }
+  return out;
+}
 
 void add_tasks(CLI::App& app, Common& common) {
   auto* command = app.add_subcommand("tasks", "Small tasks with exact verifiers, for fine-tuning and reinforcement learning");
@@ -65,7 +66,10 @@ void add_tasks(CLI::App& app, Common& common) {
       ->check(CLI::Range(0.0, 1.0));
   demos->add_option("--seed", options->seed, "Another seed draws other tasks")->capture_default_str();
   demos->footer("Example:\n  fulgur tasks demos lookup2,calculator:2 --count 4000 --hasty 0.5 >demos.jsonl");
-  demos->callback([options] { demonstrate_all(*options); });
+  demos->callback([options] {
+    auto text = demonstrations(options->tasks, split_named(options->split), options->count, options->hasty, options->seed);
+    std::fwrite(text.data(), 1, text.size(), stdout);
+  });
 }
 
 }  // namespace fulgur::cli

@@ -1,5 +1,8 @@
 #include "fulgur/eval/report.h"
 
+#include <algorithm>
+#include <sstream>
+
 #include "fulgur/base/error.h"
 #include "fulgur/base/file.h"
 #include "fulgur/train/metrics.h"
@@ -23,6 +26,26 @@ std::string script_json(const Json& json) {
   for (size_t i = 0; i < text.size(); ++i) {
     if (text[i] == '<') out += "\\u003c";
     else out += text[i];
+  }
+  return out;
+}
+
+constexpr size_t kEpisodes = 6;  // of the first evaluation and of the last
+
+// {"behind step N": [episodes]}, of the first file and the last.
+Json read_episodes(const fs::path& folder) {
+  Json out = Json::object();
+  if (!fs::is_directory(folder)) return out;
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (entry.path().extension() == ".jsonl") files.push_back(entry.path());
+  std::sort(files.begin(), files.end());
+  if (files.size() > 2) files.erase(files.begin() + 1, files.end() - 1);
+  for (const auto& file : files) {
+    auto stem = file.stem().string();
+    Json& list = out[cat("behind step ", std::atoll(stem.substr(stem.rfind('-') + 1).c_str()))] = Json::array();
+    std::istringstream lines(read_file(file));
+    for (std::string line; list.size() < kEpisodes && std::getline(lines, line);) list.push_back(parse_json(line, file.string()));
   }
   return out;
 }
@@ -77,6 +100,8 @@ fs::path write_report(const fs::path& run, fs::path out) {
   for (const auto& [stage, lines] : records.stages)
     for (const auto& line : thinned(lines, 300)) data["metrics"].push_back(line);
   if (!records.eval.is_null()) data["eval"] = records.eval;
+  Json episodes = read_episodes(run / "episodes");
+  if (!episodes.empty()) data["episodes"] = episodes;
   if (out.empty()) out = run / "report.html";
   write_file_atomic(out, filled_page({fulgur_report_html, fulgur_report_html_end}, data));
   return out;

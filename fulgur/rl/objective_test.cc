@@ -6,6 +6,7 @@
 
 #include "fulgur/base/error.h"
 #include "fulgur/io/safetensors.h"
+#include "fulgur/rl/estimators.h"
 
 namespace fulgur {
 namespace {
@@ -84,6 +85,30 @@ TEST(Objective, UnbiasedKlHasTheGoldenGradient) {
   double sum = 0;
   for (float kl : g.real_of("kl")) sum += kl;
   EXPECT_NEAR(got.loss, sum, 1e-4);
+}
+
+std::vector<double> doubles(const at::Tensor& t) {
+  auto x = t.to(at::kDouble).contiguous();
+  return {x.const_data_ptr<double>(), x.const_data_ptr<double>() + x.numel()};
+}
+
+TEST(Objective, TheUnbiasedKlIsTheExactGradientOnAverageAndTheOthersAreNot) {
+  Golden g;
+  auto logits = doubles(g.t.at("softmax.logits_new")), old = doubles(g.t.at("softmax.logits_old")),
+       reference = doubles(g.t.at("softmax.logits_ref")), golden = doubles(g.t.at("softmax.kl_grad"));
+  auto exact = exact_kl_gradient(logits, reference);
+  auto distance = [&](const std::vector<double>& x) {
+    double most = 0;
+    for (size_t i = 0; i < golden.size(); ++i) most = std::max(most, std::fabs(x[i] - golden[i]));
+    return most;
+  };
+  EXPECT_LT(distance(exact), 1e-7);
+  EXPECT_LT(distance(estimated_kl_gradient("unbiased", logits, old, reference).mean), 1e-6);
+  for (std::string biased : {"k1", "k2", "k3"})
+    EXPECT_GT(distance(estimated_kl_gradient(biased, logits, old, reference).mean), 0.01) << biased;
+  // Drawn from pi_theta itself, k2 is exact too, and k1 has no gradient at all.
+  EXPECT_LT(distance(estimated_kl_gradient("k2", logits, logits, reference).mean), 1e-6);
+  for (double slope : estimated_kl_gradient("k1", logits, logits, reference).mean) EXPECT_NEAR(slope, 0, 1e-7);
 }
 
 // A plain formulation, for autograd.

@@ -10,6 +10,15 @@ std::string draw_letters(const std::string& letters, int64_t count, RandomStream
   return out;
 }
 
+std::string made_up_id(bool fresh, RandomStream& random) {
+  static const std::string kLetters = "abcdefghijklmnopqrstuvwxyz", kDigits = "0123456789";
+  for (;;) {
+    std::string id;
+    for (const auto* characters : {&kLetters, &kDigits, &kLetters, &kDigits}) id += pick(*characters, random);
+    if (is_fresh(id) == fresh) return id;
+  }
+}
+
 std::string made_up_word(bool fresh, RandomStream& random) {
   static const std::string kConsonants = "bdfghjklmnprstvwyz", kVowels = "aeiou";
   for (;;) {

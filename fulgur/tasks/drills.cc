@@ -19,7 +19,8 @@ std::string letters(RandomStream& random) {
 
 std::string string_of_no_meaning(RandomStream& random) {
   for (;;) {
-    auto out = random.below(2) ? letters(random) : made_up_word(/*fresh=*/false, random);
+    auto kind = random.below(3);
+    auto out = kind == 0 ? letters(random) : kind == 1 ? made_up_word(/*fresh=*/false, random) : made_up_id(false, random);
     if (!is_fresh(out)) return out;
   }
 }

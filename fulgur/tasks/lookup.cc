@@ -1,4 +1,4 @@
-// What is the colour of mira?  ->  lookup("mira"), red
+// What is the colour of k7q2?  ->  lookup("k7q2"), red
 #include "fulgur/tasks/records.h"
 
 namespace fulgur {

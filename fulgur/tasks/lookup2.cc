@@ -1,5 +1,5 @@
-// What is the colour of the friend of mira?  ->  lookup("mira"), which names solu, lookup("solu"), red
-// Who stops after one call answers with mira's own colour.
+// What is the colour of the friend of k7q2?  ->  lookup("k7q2"), which names b3z8, lookup("b3z8"), red
+// Who stops after one call answers with k7q2's own colour.
 #include "fulgur/tasks/records.h"
 
 namespace fulgur {

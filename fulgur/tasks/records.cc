@@ -47,7 +47,7 @@ class RecordEpisode : public AnswerEpisode {
 Json RecordBook::record(const std::string& name) const {
   RandomStream random(seed, name);
   Json out = Json::object();
-  if (friends) out["friend"] = made_up_word(fresh, random);
+  if (friends) out["friend"] = made_up_id(fresh, random);
   for (int64_t i = 0; i < fields; ++i) out[kFields[i].name] = pick(kFields[i].values, random);
   return out;
 }
@@ -72,7 +72,7 @@ Message RecordFamily::solve(const Task& task, const std::vector<Message>& conver
 
 Task RecordFamily::draw(int64_t difficulty, bool fresh, RandomStream& random) const {
   RecordBook book{random.bits(), fresh, calls() > 1, difficulty};
-  auto asked = made_up_word(fresh, random), last = asked;
+  auto asked = made_up_id(fresh, random), last = asked;
   std::string field = kFields[random.below(uint64_t(difficulty))].name, friends;
   for (int64_t i = 1; i < calls(); ++i) {
     last = book.record(last).at("friend");

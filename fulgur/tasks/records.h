@@ -1,4 +1,4 @@
-// Made-up people, and families that ask about one through the tool lookup(name).
+// Made-up accounts, and families that ask about one through the tool lookup(name).
 #pragma once
 
 #include <string>

@@ -6,6 +6,7 @@
 #include <array>
 #include <filesystem>
 #include <functional>
+#include <regex>
 #include <set>
 
 #include "fulgur/base/error.h"
@@ -191,8 +192,7 @@ TEST(Splits, FreshTasksHaveNoNameOfTheOthers) {
         }
   for (const auto& name : fresh) EXPECT_TRUE(is_fresh(name)) << name;
   for (const auto& name : others) EXPECT_FALSE(is_fresh(name)) << name;
-  for (const auto& name : fresh)
-    EXPECT_TRUE(name.size() >= 4 && name.size() <= 6 && name.find_first_not_of("abcdefghijklmnopqrstuvwxyz") == name.npos);
+  for (const auto& name : fresh) EXPECT_TRUE(std::regex_match(name, std::regex("[a-z][0-9][a-z][0-9]"))) << name;
   EXPECT_GT(fresh.size(), 1500u);
   EXPECT_GT(others.size(), 3000u);
 }
@@ -220,8 +220,8 @@ TEST(Tasks, AreThoseThatMeasurementsName) {
            {"countdown", "Make 55 of 11 15 3 2 with + - * /, each once at most.", "((15+11)*2)+3"},
            {"grid", "Start at 6 7. Go down, left, down, up, left, left, left. Where?", "2 6"},
            {"guess", "Guess my number from 114 to 126. You have 4 guesses.", "117"},
-           {"lookup", "What is the colour of gala?", "white"},
-           {"lookup2", "What is the pet of the friend of tuwim?", "fish"},
+           {"lookup", "What is the pet of j5i5?", "bird"},
+           {"lookup2", "What is the colour of the friend of l7w5?", "gold"},
            {"modular", "(705 * 310) mod 40 = ?", "30"},
            {"reverse", "Reverse: x g w c e j", "j e c w g x"},
            {"rewrite", "Rules: b b > b, b c > b, b a > c. Rewrite, first rule first: a c b b b c b b", "a c b"},
