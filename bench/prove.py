@@ -37,6 +37,9 @@ when every check holds. Topics, with what they need beyond the build:
   convert   a checkpoint in the published FP8 layout through every format we write; transformers loads what we export
   paging    a mixture four times its memory limit, a control group's: the same tokens, rate, disk reads (root; 5 GB of disk and memory)
   instructions   Callgrind's counts beside bench/callgrind.json (installs valgrind; 3 minutes)
+  estimators  the RL objective's golden vectors and gradients; bias and variance of every KL estimator, exact
+  learning  two-hop lookup through tools, three seeds of recipes/tools.toml: pass rates, fresh names, text (about 50 minutes)
+  exact     100 RL steps in f32 and bf16: difference 0; 50 steps on one thread, two, and killed: equal weights (about 10 minutes)
 """
 import hashlib
 import json
@@ -54,6 +57,7 @@ from proof import BUILD, ROOT, call, check, checks, fulgur, python, run_anew, te
 import prove_engine
 import prove_kernels
 import prove_models
+import prove_rl
 import prove_text
 import prove_training
 
@@ -230,7 +234,7 @@ def fresh():
                   done.returncode == 0 and seconds < bar)
 
 
-TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh] + prove_training.TOPICS + prove_kernels.TOPICS + prove_engine.TOPICS + prove_text.TOPICS + prove_models.TOPICS
+TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh] + prove_training.TOPICS + prove_kernels.TOPICS + prove_engine.TOPICS + prove_text.TOPICS + prove_models.TOPICS + prove_rl.TOPICS
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or [topic.__name__ for topic in TOPICS]

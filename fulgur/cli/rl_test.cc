@@ -12,24 +12,27 @@ namespace {
 
 using testing::HasSubstr;
 
-// A tiny model that has read a little.
+// A tiny model that has gone through the whole recipe, a few steps of each stage.
 class Reinforcement : public Program {
  protected:
   void SetUp() override {
     Program::SetUp();
     make_data();
-    auto recipe = read_file(folder / "tiny.toml");
+    auto stages = read_file(folder / "tiny.toml");
     for (std::string stage : {"1M", "64k"})
-      for (size_t at; (at = recipe.find("tokens = \"" + stage)) != std::string::npos;)
-        recipe.replace(at, 11 + stage.size(), "tokens = 5000");
-    recipe +=
-        "[model]\nmax_position_embeddings = 512\nindex_topk = 16\n"
-        "[sft]\ntokens = \"2M\"\ntext_share = 0\ncontext = 256\nbatch_tokens = 512\nmicro_tokens = 512\nlr = 3e-3\nwarmup_steps "
-        "= 3\n"
-        "[rl]\nsteps = 6\ntasks = \"reverse,lookup\"\nprompts = 4\ngroup = 4\ncontext = 256\nmax_tokens = 40\nmax_answers = 3\n"
-        "top_p = 0.95\nlr = 1e-3\ncheckpoint_every = 2\neval_tasks = 8\nlength_slope = 0.01\n";
-    write_file_atomic(folder / "tiny.toml", recipe);
-    auto said = run("speedrun --recipe tiny.toml --data text --out base");
+      for (size_t at; (at = stages.find("tokens = \"" + stage)) != std::string::npos;)
+        stages.replace(at, 11 + stage.size(), "tokens = 5000");
+    auto recipe = [&](const std::string& sft_tokens, int steps) {
+      return cat(
+          "demos = \"lookup\"\ndemo_count = 50\n", stages, "[model]\nmax_position_embeddings = 512\nindex_topk = 16\n",
+          "[sft]\ntokens = \"", sft_tokens, "\"\ntext_share = 0\ncontext = 256\nbatch_tokens = 512\nmicro_tokens = 512\n",
+          "lr = 3e-3\nwarmup_steps = 3\n[rl]\nsteps = ", steps, "\ntasks = \"reverse,lookup\"\nprompts = 4\ngroup = 4\n",
+          "context = 256\nmax_tokens = 40\nmax_answers = 3\ntop_p = 0.95\nlr = 1e-3\ncheckpoint_every = 2\neval_tasks = 8\n",
+          "length_slope = 0.01\n");
+    };
+    write_file_atomic(folder / "short.toml", recipe("16k", 1));
+    write_file_atomic(folder / "tiny.toml", recipe("2M", 6));
+    auto said = run("speedrun --recipe short.toml --data text --out base");
     ASSERT_EQ(said.code, 0) << said.out;
   }
   // And has learned the form of a tool's calls.
@@ -78,6 +81,7 @@ TEST_F(Reinforcement, EveryLogProbabilityIsTheSamplersAndTheWeightsDoNotDependOn
   EXPECT_LT(lines[0]["kept_mass"], 1);  // top-p was at work
   EXPECT_THAT(read_file(folder / "one/episodes/rl-00000000.jsonl"), HasSubstr("\"role\":\"tool\""));
   EXPECT_EQ(metrics("one", "rl-eval").size(), 2u);
+  EXPECT_THAT(read_file(folder / "base/report.html"), HasSubstr("behind step 1"));
   EXPECT_TRUE(fs::exists(folder / "one/episodes/rl-00000006.jsonl"));
   EXPECT_NE(weights("one"), weights("one", 4));
 }

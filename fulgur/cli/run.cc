@@ -139,8 +139,8 @@ void Run::tokenizer() {
     });
     BpeOptions options{.vocab_size = recipe.vocab_size,
                        .min_frequency = 2,
-                       .special_tokens = v32_special_tokens(),
-                       .added_tokens = v32_fixed_texts()};
+                       .special_tokens = {"<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"}};
+    if (!recipe.demos.empty()) options.special_tokens = v32_special_tokens(), options.added_tokens = v32_fixed_texts();
     write_file_atomic(data / "tokenizer.json",
                       tokenizer_json(vocabulary_of(train_bpe(words, options), options, deepseek_patterns())).dump(1) + "\n");
   });
