@@ -58,7 +58,9 @@ void print(const Json& s) {
   }
   std::printf("%-10s %10.1f\n\n", "all", total);
   const auto& q = s["indexer"];
-  for (const auto& [when, families] : s.value("pass", Json::object()).items())
+  static const Json kNone = Json::object();
+  const Json& pass = s.contains("pass") ? s["pass"] : kNone;
+  for (const auto& [when, families] : pass.items())
     for (const auto& [family, splits] : families.items())
       for (const auto& [split, p] : splits.items())
         std::printf("%s %s, %s: %.1f %% of %lld held-out tasks (%.1f to %.1f)\n", family.c_str(), split.c_str(), when.c_str(),
