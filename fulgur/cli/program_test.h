@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -67,6 +68,30 @@ class Program : public testing::Test {
     text += meanwhile;
     for (int r = 0; r < size; ++r) text += cat(" wait $p", r, "; echo rank ", r, " exit $?;");
     return text;
+  }
+
+  // A command (with --resume behind the first time) again and again, each time killed -9 `percent` of `whole` behind its start
+  // and then later, until it ends by itself. How many kills that took; -1: it never did.
+  using Clock = std::chrono::steady_clock;
+  int kills_until_the_end(const std::string& command, Clock::duration whole, int percent) {
+    for (int attempt = 0; attempt < 40; ++attempt) {
+      pid_t child = fork();
+      if (child == 0) {
+        [[maybe_unused]] int moved = chdir(folder.c_str());
+        freopen("/dev/null", "w", stderr), freopen("/dev/null", "w", stdout);
+        auto line = cat("exec '" FULGUR_BINARY "' ", command, attempt > 0 ? " --resume" : "");
+        execl("/bin/sh", "sh", "-c", line.c_str(), nullptr);
+        _exit(127);
+      }
+      auto until = Clock::now() + whole * (percent + 5 * attempt) / 100;
+      int status = 0;
+      pid_t ended = 0;
+      while ((ended = waitpid(child, &status, WNOHANG)) == 0 && Clock::now() < until)
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      if (ended == child) return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? attempt : -1;
+      kill(child, SIGKILL), waitpid(child, &status, 0);
+    }
+    return -1;
   }
 
   fs::path folder = fs::temp_directory_path() / cat("fulgur-cli-", getpid());

@@ -39,36 +39,12 @@ class Survival : public Program {
 };
 
 TEST_F(Survival, KilledAtAnyTimeTheSameRunGoesOnToTheSameWeightsMomentsAndRecords) {
-  using Clock = std::chrono::steady_clock;
   auto start = Clock::now();
   ASSERT_EQ(run(train("whole")).code, 0);
   auto whole = Clock::now() - start;  // kills are placed by it: a sanitized program is several times slower
   for (int percent : {30, 60}) {
     auto out = cat("killed-", percent);
-    bool finished = false;
-    int kills = 0;
-    for (int attempt = 0; attempt < 30 && !finished; ++attempt) {
-      pid_t child = fork();
-      if (child == 0) {
-        [[maybe_unused]] int moved = chdir(folder.c_str());
-        freopen("/dev/null", "w", stderr), freopen("/dev/null", "w", stdout);
-        execl("/bin/sh", "sh", "-c", cat("exec '" FULGUR_BINARY "' ", train(out, attempt > 0 ? "--resume" : "")).c_str(),
-              nullptr);
-        _exit(127);
-      }
-      auto until = Clock::now() + whole * (percent + 5 * attempt) / 100;
-      int status = 0;
-      while (waitpid(child, &status, WNOHANG) == 0) {
-        if (Clock::now() > until) {
-          kill(child, SIGKILL), waitpid(child, &status, 0), ++kills;
-          break;
-        }
-        std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      }
-      finished = WIFEXITED(status) && WEXITSTATUS(status) == 0;
-    }
-    ASSERT_TRUE(finished);
-    EXPECT_GT(kills, 0);
+    EXPECT_GT(kills_until_the_end(train(out), whole, percent), 0);
     EXPECT_EQ(weights(out), weights("whole"));
     EXPECT_EQ(moments(out), moments("whole"));
     EXPECT_EQ(metrics(out), metrics("whole"));

@@ -37,6 +37,9 @@ void validate(const RlConfig& c) {
   bool plain = c.sampler_weights == "plain" && c.sampler_cache == "plain";
   FULGUR_CHECK(plain || !c.exact, "[rl] exact: expected false with a sampler in ", c.sampler_weights, " weights and ",
                c.sampler_cache, " keys, which differ from the trainer's, got true");
+  bool filters = c.top_p < 1 || c.min_p > 0 || c.top_k > 0;
+  FULGUR_CHECK(c.keep_sampling_mask || !filters || !c.exact,
+               "[rl] exact: expected false where the sampler keeps few tokens and training counts all, got true");
   validate(c.objective), validate(rollout_options(c)), task_kinds(c.tasks);
   schedule_share(optimiser_config(c), 0);
 }
