@@ -11,8 +11,7 @@ namespace fulgur {
 
 Optimizer::Optimizer(Weights& weights, const StageConfig& config) : config_(config) {
   for (const auto& parameter : parameters(weights)) {
-    bool wanted =
-        parameter.trained() && (is_sparse(config.kind) || parameter.indexer() == (config.kind == StageKind::warmup));
+    bool wanted = parameter.trained() && (is_sparse(config.kind) || parameter.indexer() == (config.kind == StageKind::warmup));
     parameter.tensor->requires_grad_(wanted);
     parameter.tensor->mutable_grad() = at::Tensor();
     if (wanted)

@@ -34,8 +34,8 @@ struct StageConfig {
   double mtp_weight = 0.3;
   double balance_weight = 1e-4;  // sequence-wise balance loss
   double bias_speed = 1e-3;      // auxiliary-loss-free balancing: step of the correction bias
-  double text_share = 0.25;      // sft: share of the sequences that are text of the earlier stages, so that none of it is forgotten
-  std::string dtype = "f32";     // f32 | bf16 compute; masters are f32
+  double text_share = 0.25;   // sft: share of the sequences that are text of the earlier stages, so that none of it is forgotten
+  std::string dtype = "f32";  // f32 | bf16 compute; masters are f32
   uint64_t seed = 1;
 
   // How the run is watched and kept: these do not change its result, and may differ when it is resumed.

@@ -18,8 +18,8 @@
 #include "fulgur/ops/peaks.h"
 #include "fulgur/train/batches.h"
 #include "fulgur/train/checkpoint.h"
-#include "fulgur/train/diagnose.h"
 #include "fulgur/train/conversations.h"
+#include "fulgur/train/diagnose.h"
 #include "fulgur/train/metrics.h"
 #include "fulgur/train/resume.h"
 #include "fulgur/train/step.h"
@@ -148,7 +148,8 @@ void StageRun::resume() {
                  expected, " at step ", state.step, ", got ", sequence);
     guard_.load_state(state.progress.at("guard"));
   } catch (const Json::exception& error) {
-    throw InputError(cat("[checkpoint] ", start_.folder.string(), ": progress: expected sequence and guard, got: ", error.what()));
+    throw InputError(
+        cat("[checkpoint] ", start_.folder.string(), ": progress: expected sequence and guard, got: ", error.what()));
   }
   optimizer_.load_state(read_safetensors(start_.folder / "optimizer.safetensors"));
   step_ = state.step;
@@ -268,8 +269,9 @@ void StageRun::train_step(Metrics* metrics, Progress* progress) {
     double rate = double(config_.batch_tokens) / seconds;
     line["seconds"] = seconds;
     line["tokens_per_second"] = rate;
-    line["share_of_peak"] =
-        rate * train_flops(model_.config(), TrainForm(std::min(config_.kind, StageKind::sparse)), config_.context) / (peak_flops_ * group_.size());
+    line["share_of_peak"] = rate *
+                            train_flops(model_.config(), TrainForm(std::min(config_.kind, StageKind::sparse)), config_.context) /
+                            (peak_flops_ * group_.size());
     if (group_.size() > 1) line["rank_seconds"] = sums.rank_seconds;
     metrics->write(line);
     char detail[96];
