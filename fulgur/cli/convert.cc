@@ -80,7 +80,7 @@ void add_convert(CLI::App& app, Common& common) {
   command
       ->add_option("--packed", o->packed,
                    "As this engine reads it, in one file that is mapped instead of loaded, with matrices stored so")
-      ->check(CLI::IsMember(kWeightFormats));
+      ->check(CLI::IsMember(std::vector<std::string>(kWeightFormats.begin(), kWeightFormats.end())));
   command->add_option("--attention", o->attention, "With --packed: what the model will run with")
       ->capture_default_str()
       ->check(CLI::IsMember({"sparse", "dense"}));

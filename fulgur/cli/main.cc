@@ -27,12 +27,12 @@ at::ScalarType type_of(const std::string& dtype) { return dtype == "bf16" ? at::
 void add_formats(CLI::App& command, std::string& weights, std::string& cache) {
   command.add_option("--weights-format", weights, "How matrices are stored; plain: in the activations' type")
       ->capture_default_str()
-      ->check(CLI::IsMember(kWeightFormats));
+      ->check(CLI::IsMember(std::vector<std::string>(kWeightFormats.begin(), kWeightFormats.end())));
   command
       .add_option("--cache", cache,
                   "How keys are stored: fp8 (656 and 132 bytes at the published sizes), int8 (indexer keys), both")
       ->capture_default_str()
-      ->check(CLI::IsMember(kCacheFormats));
+      ->check(CLI::IsMember(std::vector<std::string>(kCacheFormats.begin(), kCacheFormats.end())));
 }
 
 void follow_packing(const CLI::App& command, const std::optional<Packing>& packing, std::string* attention, std::string& dtype,

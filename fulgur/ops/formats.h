@@ -1,8 +1,9 @@
-// How inference may store weights and keys, by the names that flags use. No torch.
+// How inference may store weights and keys, by the names that flags use. No torch. Kernels include this: nothing here may be made
+// when a program starts, since that code is compiled for every instruction set and runs on any processor.
 #pragma once
 
+#include <array>
 #include <string>
-#include <vector>
 
 #include "fulgur/base/error.h"
 
@@ -13,7 +14,7 @@ namespace fulgur {
 //   int8  whole numbers to +-127, a scale for 128 inputs of an output; 8.1 bits a weight
 //   int4  from -8 to 7, a scale for 32 inputs, chosen for the least square error; 4.5 bits
 enum class WeightFormat { plain, fp8, int8, int4 };
-inline const std::vector<std::string> kWeightFormats{"plain", "fp8", "int8", "int4"};
+inline constexpr std::array<const char*, 4> kWeightFormats{"plain", "fp8", "int8", "int4"};
 
 // Keys in a cache (ops/cached_keys.h): latents plain or fp8, indexer keys plain, fp8 or int8. Plain is the activations' type.
 enum class KeyFormat { plain, fp8, int8 };
@@ -21,7 +22,7 @@ struct CacheFormat {
   KeyFormat latents = KeyFormat::plain, index = KeyFormat::plain;
   bool plain() const { return latents == KeyFormat::plain && index == KeyFormat::plain; }
 };
-inline const std::vector<std::string> kCacheFormats{"plain", "fp8", "int8", "fp8+int8"};
+inline constexpr std::array<const char*, 4> kCacheFormats{"plain", "fp8", "int8", "fp8+int8"};
 
 inline WeightFormat weight_format(const std::string& name) {
   for (size_t i = 0; i < kWeightFormats.size(); ++i)
