@@ -1,10 +1,11 @@
-# find_package(fulgur) gives fulgur::base, fulgur::text, fulgur::io, fulgur::ops, fulgur::model, fulgur::train and
+# find_package(fulgur) gives fulgur::base, fulgur::text, fulgur::io, fulgur::ops, fulgur::model, fulgur::train, fulgur::rl and
 # fulgur::eval. It needs the libtorch Fulgur was built with: -DTorch_DIR=... or CMAKE_PREFIX_PATH.
 include(CMakeFindDependencyMacro)
 find_dependency(Threads)
 find_dependency(Torch)
 find_dependency(nlohmann_json)
 find_dependency(ZLIB)
+find_dependency(CURL)
 find_dependency(PkgConfig)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
