@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 namespace fulgur {
 
@@ -26,5 +28,11 @@ class RandomStream {
   uint64_t key_;
   uint64_t counter_ = 0;
 };
+
+// Every order equally likely.
+template <class T>
+void shuffle(std::vector<T>& items, RandomStream& random) {
+  for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[random.below(i)]);
+}
 
 }  // namespace fulgur

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <span>
 #include <string>
 
 #include "fulgur/model/config.h"
@@ -13,7 +14,7 @@
 
 namespace fulgur::cli {
 
-inline constexpr const char* kStages[] = {"pretrain", "warmup", "sparse", "sft"};
+inline constexpr auto kStages = std::span(kStageNames).first(4);  // those of StageConfig
 
 struct Recipe {
   double scale = 1;

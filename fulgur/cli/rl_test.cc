@@ -85,7 +85,7 @@ TEST_F(Reinforcement, EveryLogProbabilityIsTheSamplersAndTheWeightsDoNotDependOn
 
 TEST_F(Reinforcement, KilledAtAnyTimeItGoesOnToTheSameWeights) {
   auto start = Clock::now();
-  auto flags = "--updates 2 --eval-tasks 0";
+  auto flags = "--updates 2 --eval-every 2";
   ASSERT_EQ(run(train("whole", flags)).code, 0);
   EXPECT_GT(kills_until_the_end(train("killed", flags), Clock::now() - start, 25), 0);
   EXPECT_EQ(weights("killed"), weights("whole"));
@@ -97,6 +97,7 @@ TEST_F(Reinforcement, KilledAtAnyTimeItGoesOnToTheSameWeights) {
     return lines;
   };
   EXPECT_EQ(without_clocks("killed"), without_clocks("whole"));
+  EXPECT_EQ(metrics("killed", "rl-eval"), metrics("whole", "rl-eval"));
 }
 
 TEST_F(Reinforcement, TwoProcessesMakeTheWeightsOfOne) {

@@ -231,7 +231,7 @@ void Run::evaluate() {
   once("evaluate", "evaluate  held-out text, dense, sparse and window", [&] {
     int64_t context = recipe.sparse.context;
     std::vector<std::string> trained;
-    for (std::string stage : {"pretrain", "warmup", "sparse", "sft", "rl"})
+    for (std::string stage : kStageNames)
       if (has_checkpoints(folder, stage)) trained.push_back(stage);
     auto model = load_model(find_model(folder, trained.back()));
     std::vector<int64_t> contexts{context / 4, context / 2, context};

@@ -26,7 +26,7 @@ namespace fulgur {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr const char* kStage = "rl";
+constexpr const char *kStage = "rl", *kEvaluation = "rl-eval";  // of lines in metrics.jsonl
 
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -292,7 +292,7 @@ void RlRun::train_step(Metrics* metrics, Progress* progress) {
 
 // Of the model as it is after step_ steps; what it said goes to episodes/.
 Json RlRun::evaluate() {
-  Json line = {{"stage", "rl-eval"}, {"step", step_}};
+  Json line = {{"stage", kEvaluation}, {"step", step_}};
   std::string episodes;
   for (const auto& kind : kinds_)
     for (Split split : {Split::test, Split::fresh}) {
@@ -333,7 +333,9 @@ RlResult RlRun::run() {
   std::optional<Progress> progress;
   int64_t first = step_, a_step = config_.prompts * config_.group;
   if (group_.leads()) {
-    metrics.emplace(inputs_.run / "metrics.jsonl", kStage, step_);
+    auto path = inputs_.run / "metrics.jsonl";
+    Metrics(path, kEvaluation, step_ == 0 ? 0 : step_ + 1);  // a checkpoint's own evaluation lies before it, and stays
+    metrics.emplace(path, kStage, step_);
     progress.emplace(kStage, "rollouts", config_.steps * a_step, step_ * a_step);
     if (step_ == 0 && config_.eval_tasks > 0) metrics->write(evaluate());
   }

@@ -8,15 +8,6 @@
 #include "fulgur/base/random.h"
 
 namespace fulgur {
-namespace {
-
-template <class T>
-void shuffle_with(std::vector<T>& items, RandomStream& random) {
-  for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[random.below(i)]);
-}
-
-}  // namespace
-
 Batches::Batches(const TokenShards& shards, int64_t context, uint64_t seed) : shards_(shards), context_(context), seed_(seed) {
   shuffle(0);
   FULGUR_CHECK(!order_.empty(), "[data] expected at least one sequence of ", context, " tokens, got ", shards.tokens(),
@@ -35,7 +26,7 @@ void Batches::shuffle(int64_t epoch) {
       if (count == context_) order_.push_back({{d, first, count}});
       else rest.push_back({d, first, count});
     }
-  shuffle_with(rest, random);
+  fulgur::shuffle(rest, random);
   Sequence open;
   int64_t room = context_;
   for (Piece piece : rest)
@@ -46,7 +37,7 @@ void Batches::shuffle(int64_t epoch) {
       if (room == 0) order_.push_back(std::move(open)), open.clear(), room = context_;
     }
   // What does not fill a sequence is left out of this epoch.
-  shuffle_with(order_, random);
+  fulgur::shuffle(order_, random);
   epoch_ = epoch;
 }
 

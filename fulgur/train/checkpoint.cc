@@ -68,9 +68,9 @@ fs::path find_model(const fs::path& path, const std::string& stage) {
   FULGUR_CHECK(fs::is_directory(path), "[model] ", path.string(),
                ": expected a model folder, a run directory or a GGUF file, got none");
   if (fs::exists(path / "config.json")) return path;
-  for (std::string candidate : {"rl", "sft", "sparse", "warmup", "pretrain"})
-    if (stage.empty() || stage == candidate)
-      if (auto newest = newest_checkpoint(path, candidate)) return *newest;
+  for (auto name = kStageNames.rbegin(); name != kStageNames.rend(); ++name)
+    if (stage.empty() || stage == *name)
+      if (auto newest = newest_checkpoint(path, *name)) return *newest;
   throw InputError(cat("[model] ", path.string(), ": expected config.json, or checkpoints of a run, got neither"),
                    "give a folder with config.json and model.safetensors, or the --out folder of a training run");
 }

@@ -102,7 +102,7 @@ const std::vector<std::vector<size_t>>& Conversations::packed(int64_t epoch) {
   RandomStream random(seed_, cat("conversations.epoch.", epoch));
   std::vector<size_t> order(samples_.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
+  shuffle(order, random);
   of_epoch_.clear();
   int64_t room = 0;
   for (size_t i : order) {

@@ -8,10 +8,7 @@
 
 namespace fulgur {
 
-const char* stage_name(StageKind kind) {
-  static const char* names[] = {"pretrain", "warmup", "sparse", "sft", "rl"};
-  return names[size_t(kind)];
-}
+const char* stage_name(StageKind kind) { return kStageNames[size_t(kind)]; }
 
 int64_t stage_steps(const StageConfig& c) { return (c.tokens + c.batch_tokens - 1) / c.batch_tokens; }
 

@@ -2,6 +2,7 @@
 // under the stage's name, or be a flag.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -14,6 +15,8 @@ namespace fulgur {
 // sft:      as sparse, on conversations: the loss is on what the assistant says (train/conversations.h).
 // rl:       on what the model says itself; rl/config.h has its settings.
 enum class StageKind { pretrain, warmup, sparse, sft, rl };
+inline constexpr std::array<const char*, 5> kStageNames{"pretrain", "warmup", "sparse", "sft",
+                                                        "rl"};  // as they follow each other
 inline bool is_sparse(StageKind kind) { return kind >= StageKind::sparse; }
 
 struct StageConfig {
