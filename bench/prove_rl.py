@@ -1,5 +1,6 @@
-"""Topics of ./dev prove about reinforcement learning: estimators, learning, exact."""
+"""Topics of ./dev prove about reinforcement learning: estimators, learning, exact, stabilisers, throughput."""
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -8,7 +9,7 @@ import subprocess
 import tempfile
 import time
 
-from proof import BUILD, ROOT, check, fulgur, lines, run_anew, tests
+from proof import BUILD, ROOT, call, check, fulgur, lines, python, run_anew, tests
 
 
 def estimators():
@@ -97,15 +98,105 @@ def exact():
             mismatch, matched = max(line["mismatch"] for line in steps), sum(line["matched_tokens"] for line in steps)
             check(f"exact: 100 steps in {dtype}, experts, selections, tools, user turns, top-p .9", "difference 0",
                   f"{mismatch} of {matched:.0f} tokens", mismatch == 0 and matched > 10000)
-        runs = {}
-        for name, threads, kills in (("two threads", 2, 0), ("one thread", 1, 0), ("killed at three moments", 2, 3)):
-            start = time.time()
-            runs[name] = weights_of(folder / name.replace(" ", "-"), small + ["--steps", 50, "--updates", 2, "--checkpoint-every", 5], threads, kills, choose)
-            print(f"        {name}: {time.time() - start:.0f} s")
-        for name in list(runs)[1:]:
-            check(f"exact: weights behind 50 steps, {name}", "those of two threads", "equal" if runs[name] == runs["two threads"] else "differ",
-                  runs[name] == runs["two threads"])
+        for mode, flags in (("", []), (" ahead of its steps", ["--staleness", 2, "--round-tokens", 24])):
+            runs = {}
+            for name, threads, kills in (("two threads", 2, 0), ("one thread", 1, 0), ("killed at three moments", 2, 3)):
+                start, out = time.time(), folder / f"{name}{mode}".replace(" ", "-")
+                runs[name] = weights_of(out, small + ["--steps", 50, "--updates", 2, "--checkpoint-every", 5, *flags], threads, kills, choose)
+                print(f"        {name}{mode}: {time.time() - start:.0f} s")
+                shutil.rmtree(out)
+            for name in list(runs)[1:]:
+                check(f"exact: weights behind 50 steps{mode}, {name}", "those of two threads", "equal" if runs[name] == runs["two threads"] else "differ",
+                      runs[name] == runs["two threads"])
         shutil.rmtree(folder / "f32")
 
 
-TOPICS = [estimators, learning, exact]
+# What hurts without each stabiliser: rollouts 16 steps old, drawn from 8-bit weights and keys with top-p .8.
+HARD = ["--tasks", "lookup2", "--prompts", 6, "--group", 8, "--steps", 48, "--staleness", 16, "--sampler-weights", "int8", "--sampler-cache",
+        "int8", "--top-p", .8, "--exact", "false", "--lr", 2e-4, "--eval-tasks", 300, "--kl-coefficient", .02, "--off-policy-delta", .05]
+OFF = {"all on": [], "no sequence mask": ["--off-policy-delta", 0], "no KL": ["--kl-coefficient", 0], "KL by k3": ["--kl", "k3"],
+       "routing not kept": ["--keep-routing", "false"], "selection not kept": ["--keep-selection", "false"],
+       "sampling mask not kept": ["--keep-sampling-mask", "false"], "indexer frozen": ["--indexer-kl", 0]}
+
+
+def stabilisers():
+    sft = max((tools() / "checkpoints").glob("sft-*"))
+    runs = {}
+    print("        means over the last 16 of 48 steps; KL(old||new) = ratio - 1 + log old/new; pass rates of 300 held-out tasks")
+    print("        " + "".join(f"{title:>15}" for title in ("", "pass before", "pass behind", "entropy", "ratio", "KL(old||new)", "masked", "KL(ref)", "experts", "selections",
+                                                        "indexer KL")))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, flags in OFF.items():
+            out = pathlib.Path(folder) / name.replace(" ", "-")
+            fulgur("train", "rl", RECIPE, "--init", sft, "--out", out, *HARD, *flags)
+            last, evals = of(out, "rl")[-16:], of(out, "rl-eval")
+            mean = lambda get: sum(get(line) for line in last) / len(last)
+            row = {"before": evals[0]["pass"]["lookup2"]["test"]["rate"], "behind": evals[-1]["pass"]["lookup2"]["test"]["rate"],
+                   **{key: mean(lambda line: line[key]) for key in ("entropy", "ratio", "log_old_over_new", "masked", "changed_experts", "changed_selections")},
+                   "kl_ref": mean(lambda line: line["kl_ref"]["unbiased"]) if "kl_ref" in last[0] else float("nan"),
+                   "indexer": mean(lambda line: sum(line["kl"]) / len(line["kl"])) if "kl" in last[0] else float("nan")}
+            row["kl_old"] = row["ratio"] - 1 + row["log_old_over_new"]
+            runs[name] = row
+            print(f"        {name:>23}" + "".join(f"{row[key]:>12.4f}" for key in ("before", "behind", "entropy", "ratio", "kl_old", "masked", "kl_ref", "changed_experts",
+                                                                              "changed_selections", "indexer")), flush=True)
+    on = runs["all on"]
+    check("stabilisers: sequence mask, share of members with A < 0 it silences", "above 0 on, 0 off", f"{on['masked']:.3f}, {runs['no sequence mask']['masked']:.3f}",
+          on["masked"] > 0 and runs["no sequence mask"]["masked"] == 0)
+    for name, what in (("routing not kept", "forced experts"), ("selection not kept", "forced keys"), ("sampling mask not kept", "the kept set")):
+        check(f"stabilisers: KL(old||new) with {what}, and without", "lower with", f"{on['kl_old']:.4f}, {runs[name]['kl_old']:.4f}", on["kl_old"] < runs[name]["kl_old"])
+    check("stabilisers: KL to the reference, with its term and without", "no larger with", f"{on['kl_ref']:.4f}", on["kl_ref"] >= 0)
+
+
+# The same step, TRL's and a plain PyTorch loop's; each between two of ours, so that all meet the same machine.
+def throughput():
+    shape = ["--prompts", 16, "--group", 16, "--prompt-tokens", 128, "--max-tokens", 64]
+    with tempfile.TemporaryDirectory() as folder:
+        config = pathlib.Path(folder) / "config.json"
+
+        def ours():
+            out = fulgur("bench", "grpo", *shape, "--steps", 3).strip().split("\n")
+            said = json.loads(out[-1])
+            config.write_text(json.dumps(said["model"]))
+            print("        " + "\n        ".join(out[:-1]), flush=True)
+            check("throughput: difference of log-probabilities, trainer and sampler", "0", said["mismatch"], said["mismatch"] == 0)
+            return sum(row["seconds"] for row in said["results"])
+
+        def beside(script, python, environment, *flags):
+            done = call(python, ROOT / "bench" / script, "--config", config, *shape, *flags, env=environment)
+            if done.returncode:
+                print(f"        {script} {' '.join(map(str, flags))}: exit {done.returncode}: {done.stderr[-300:]}")
+                return None
+            return json.loads(done.stdout.splitlines()[-1])
+
+        def sweep(name, script, environment, settings, seconds_of, bar):
+            best = None
+            before = ours()
+            for flags in settings:
+                said = beside(script, python(), environment, *flags)
+                if said is None:
+                    continue
+                seconds = seconds_of(said)
+                print(f"        {name}, {' '.join(map(str, flags))}: {seconds:.2f} s a step; {said}", flush=True)
+                best = min(best or seconds, seconds)
+            mine = (before + ours()) / 2
+            check(f"throughput: a GRPO step beside {name}'s at its best setting", f">= {bar}x", f"{best / mine:.1f}x ({best:.2f} s, ours {mine:.2f} s)" if best else "no setting ran",
+                  best is not None and best / mine >= bar)
+
+        plain = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+        plain |= {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
+        sweep("plain PyTorch", "plain_grpo.py", plain, [["--micro", n] for n in (16, 64, 256)],
+              lambda said: said["rollout_seconds"] + said["update_seconds"], 3)
+        sweep("TRL", "trl_grpo.py", {**plain, "PYTHONPATH": str(trl_packages())},
+              [["--micro", n, "--attention", attention] for n in (16, 64, 256) for attention in ("sdpa", "eager")], lambda said: said["seconds"], 10)
+
+
+def trl_packages():
+    packages = BUILD / "trl"
+    if not (packages / "trl").exists():
+        pip = (python(), "-m", "pip", "install", "-q", "--target", packages)
+        call(*pip, "--no-deps", "trl==1.16.0", "accelerate==1.15.0", check=True)
+        call(*pip, "transformers==5.23.0", "datasets==5.2.0", "psutil", check=True)
+    return packages
+
+
+TOPICS = [estimators, learning, exact, stabilisers, throughput]

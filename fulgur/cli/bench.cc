@@ -294,6 +294,7 @@ void add_bench(CLI::App& app, Common&) {
   add_bench_engine(*command);
   add_bench_text(*command);
   add_bench_kl(*command);
+  add_bench_grpo(*command);
 }
 
 }  // namespace fulgur::cli

@@ -50,6 +50,7 @@ void add_bench_model(CLI::App& bench);
 void add_bench_engine(CLI::App& bench);
 void add_bench_text(CLI::App& bench);
 void add_bench_kl(CLI::App& bench);
+void add_bench_grpo(CLI::App& bench);
 
 // What --dtype names: f32 or bf16.
 at::ScalarType type_of(const std::string& dtype);

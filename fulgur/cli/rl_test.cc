@@ -100,6 +100,77 @@ TEST_F(Reinforcement, KilledAtAnyTimeItGoesOnToTheSameWeights) {
   EXPECT_EQ(metrics("killed", "rl-eval"), metrics("whole", "rl-eval"));
 }
 
+// Episodes of up to 120 tokens in rounds of 15: most go on under other weights than those they began with.
+TEST_F(Reinforcement, AheadOfItsStepEveryTokenIsStillItsOwnWeights) {
+  auto flags = "--staleness 3 --round-tokens 15 --checkpoint-every 1 --keep-last 9 --eval-tasks 0";
+  auto start = Clock::now();
+  ASSERT_EQ(run("--threads 1 " + train("whole", flags)).code, 0);
+  auto lasted = Clock::now() - start;
+  auto lines = metrics("whole");
+  ASSERT_EQ(lines.size(), 6u);
+  for (const auto& line : lines) EXPECT_EQ(line["mismatch"], 0) << line;
+  EXPECT_GT(lines[1]["matched_tokens"], 20);
+  EXPECT_EQ(lines[0]["staleness"], 0);  // before the first update
+  EXPECT_GT(lines[5]["staleness"], 1);
+  EXPECT_LT(lines[5]["staleness"], 3);
+  EXPECT_NE(lines[5]["ratio"], 1);
+  EXPECT_GT(kills_until_the_end(train("killed", flags), lasted, 15), 0);
+  EXPECT_EQ(weights("killed"), weights("whole"));
+  auto said = run(ranks(2, train("together", flags)));
+  EXPECT_THAT(said.out, HasSubstr("rank 1 exit 0"));
+  EXPECT_EQ(weights("together"), weights("whole"));
+  // What two ranks left open, one goes on with.
+  for (auto step : {"4", "5", "6"}) fs::remove_all(folder / "together/checkpoints" / cat("rl-0000000", step));
+  ASSERT_EQ(run(train("together", flags) + " --resume").code, 0);
+  EXPECT_EQ(weights("together"), weights("whole"));
+}
+
+TEST_F(Reinforcement, StoredBatchesAreTrainedOnAgain) {
+  ASSERT_EQ(run(train("kept", "--keep-batches true --eval-tasks 0")).code, 0);
+  EXPECT_TRUE(fs::exists(folder / "kept/batches/rl-00000005-0.safetensors"));
+  auto said = run(train("again", "--replay kept/batches --eval-tasks 0"));
+  ASSERT_EQ(said.code, 0) << said.out;
+  EXPECT_EQ(weights("again"), weights("kept"));
+  // Over and over, where there are fewer than steps; of another shape, not at all.
+  EXPECT_EQ(run(train("more", "--replay kept/batches --eval-tasks 0 --steps 8")).code, 0);
+  said = run(train("other", "--replay kept/batches --group 8"));
+  EXPECT_EQ(said.code, 1);
+  EXPECT_THAT(said.out, HasSubstr("expected a batch of 4 times 8 attempts, got 16"));
+  EXPECT_THAT(run(train("none", "--replay base")).out, HasSubstr("[rl] replay: expected a folder of batches"));
+}
+
+TEST_F(Reinforcement, GroupsThatTeachNothingAreDrawnAgain) {
+  // Of answers this short nearly all are cut, and many groups are all wrong alike.
+  ASSERT_EQ(run(train("once", "--steps 2 --eval-tasks 0 --length-slope 0 --max-tokens 12")).code, 0);
+  ASSERT_EQ(run(train("again", "--steps 2 --eval-tasks 0 --length-slope 0 --max-tokens 12 --resample 3")).code, 0);
+  auto once = metrics("once")[0], again = metrics("again")[0];
+  EXPECT_LT(once["trained_groups"], 1);
+  EXPECT_EQ(once["resampled_groups"], 0);
+  EXPECT_GE(again["resampled_groups"], 1);
+  EXPECT_GE(again["trained_groups"], once["trained_groups"]);
+}
+
+TEST_F(Reinforcement, TasksOfAFileAreVerifiedAsTheirLinesSay) {
+  std::string lines;
+  for (int i = 0; i < 40; ++i)
+    lines += Json{{"prompt", cat("Say ", i)}, {"answer", i % 2 ? "e" : "[a-z ]"}, {"verify", "regex"}}.dump() + "\n";
+  write_file_atomic(folder / "own.jsonl", lines);
+  auto said = run(train("own", "--tasks own.jsonl --steps 2 --eval-tasks 4 --relative-length 0.5"));
+  ASSERT_EQ(said.code, 0) << said.out;
+  double invalid = 0, reward = 0;
+  for (const auto& line : metrics("own")) invalid += line["invalid"].get<double>(), reward += line["reward"].get<double>();
+  EXPECT_EQ(invalid, 0);
+  EXPECT_NE(reward, 0);
+}
+
+TEST_F(Reinforcement, DifficultyFollowsThePassRate) {
+  auto said = run(train("harder", "--tasks count:2-3,reverse:1-3 --eval-tasks 0 --steps 3"));
+  ASSERT_EQ(said.code, 0) << said.out;
+  auto lines = metrics("harder");
+  EXPECT_EQ(lines[0]["difficulty"], Json({{"count", 2}, {"reverse", 1}}));
+  EXPECT_EQ(lines[2]["difficulty"], Json({{"count", 2}, {"reverse", 1}}));  // nothing is right: it stays at the easiest
+}
+
 TEST_F(Reinforcement, TwoProcessesMakeTheWeightsOfOne) {
   auto flags = "--steps 2 --updates 2 --eval-tasks 0";
   ASSERT_EQ(run(train("alone", flags)).code, 0);
@@ -153,6 +224,9 @@ TEST_F(Reinforcement, MistakesAreNamed) {
                                          {train("r", "--group 1"), "[rl] group: expected 2 attempts or more, got 1"},
                                          {train("r", "--prompts 4 --updates 3"), "[rl] updates: expected a divisor of prompts 4"},
                                          {train("r", "--temperature 0"), "[rl] temperature"},
+                                         {train("r", "--tasks reverse:3-1"), "name:low-high"},
+                                         {train("r", "--round-tokens 9"), "[rl] round_tokens: expected a staleness"},
+                                         {train("r", "--resample 1 --staleness 1"), "[rl] resample: expected staleness 0"},
                                          {train("r", "--sampler-weights int8"), "[rl] exact: expected false"},
                                          {train("r", "--keep-sampling-mask false"), "[rl] exact: expected false where"},
                                          {train("r", "--kl k9"), "[rl] kl: expected one of"},

@@ -11,7 +11,7 @@ namespace fulgur {
 
 bool rl_changes_result(const std::string& key) {
   static const std::set<std::string> watching{"cache_tokens", "exact",      "checkpoint_every", "keep_last",
-                                              "eval_every",   "eval_tasks", "hang_seconds"};
+                                              "keep_batches", "eval_every", "eval_tasks",       "hang_seconds"};
   return !watching.contains(key);
 }
 
@@ -28,9 +28,14 @@ void validate(const RlConfig& c) {
   positive("keep_last", double(c.keep_last)), not_negative("weight_decay", c.weight_decay);
   not_negative("indexer_kl", c.indexer_kl), not_negative("length_slope", c.length_slope);
   not_negative("length_budget", double(c.length_budget)), not_negative("language", c.language);
-  not_negative("hang_seconds", c.hang_seconds);
+  not_negative("hang_seconds", c.hang_seconds), not_negative("relative_length", c.relative_length);
+  positive("reward_seconds", c.reward_seconds);
   FULGUR_CHECK(c.group >= 2, "[rl] group: expected 2 attempts or more, got ", c.group);
   FULGUR_CHECK(c.prompts % c.updates == 0, "[rl] updates: expected a divisor of prompts ", c.prompts, ", got ", c.updates);
+  FULGUR_CHECK(c.round_tokens == 0 || c.staleness > 1, "[rl] round_tokens: expected a staleness of 2 or more, got ", c.staleness,
+               "\n  hint: an episode that goes on behind a swap of weights is trained on a step later at least");
+  FULGUR_CHECK(c.resample == 0 || (c.staleness == 0 && c.drop_equal && c.replay.empty()),
+               "[rl] resample: expected staleness 0, drop_equal and no replay, got others");
   FULGUR_CHECK(c.normalise == "sequence" || c.normalise == "token" || c.normalise == "constant",
                "[rl] normalise: expected sequence, token or constant, got ", c.normalise);
   FULGUR_CHECK(c.dtype == "f32" || c.dtype == "bf16", "[rl] dtype: expected f32 or bf16, got ", c.dtype);
@@ -49,16 +54,17 @@ std::vector<TaskKind> task_kinds(const std::string& tasks) {
   for (size_t at = 0; at <= tasks.size();) {
     size_t comma = std::min(tasks.find(',', at), tasks.size());
     std::string item = tasks.substr(at, comma - at), name = item.substr(0, item.find(':'));
-    int64_t difficulty = 1;
+    TaskKind kind{&family(name), 1, 1};
     if (name.size() < item.size()) {
       char* end = nullptr;
-      difficulty = std::strtoll(item.c_str() + name.size() + 1, &end, 10);
-      FULGUR_CHECK(*end == '\0' && difficulty > 0, "[rl] tasks: expected name:difficulty, got ", item);
+      kind.difficulty = kind.hardest = std::strtoll(item.c_str() + name.size() + 1, &end, 10);
+      if (*end == '-') kind.hardest = std::strtoll(end + 1, &end, 10);
+      FULGUR_CHECK(*end == '\0' && kind.difficulty > 0 && kind.hardest >= kind.difficulty,
+                   "[rl] tasks: expected name:difficulty or name:low-high, got ", item);
     }
-    const Family* of = &family(name);
-    FULGUR_CHECK(difficulty <= of->hardest(), "[rl] tasks: expected a difficulty of ", name, " up to ", of->hardest(), ", got ",
-                 difficulty);
-    out.push_back({of, difficulty});
+    FULGUR_CHECK(kind.hardest <= kind.family->hardest(), "[rl] tasks: expected a difficulty of ", name, " up to ",
+                 kind.family->hardest(), ", got ", kind.hardest);
+    out.push_back(kind);
     at = comma + 1;
   }
   return out;

@@ -15,12 +15,19 @@
 namespace fulgur {
 
 struct RlConfig {
-  int64_t steps = 100;            // batches of rollouts
-  std::string tasks = "lookup2";  // families, "name" or "name:difficulty", separated by commas; each is drawn as often
-  int64_t prompts = 16;           // tasks of a step
-  int64_t group = 16;             // attempts at each
-  int64_t updates = 1;            // optimiser steps of a batch, each on an equal share of its groups
-  int64_t context = 1024;         // tokens of a segment at most
+  int64_t steps = 100;  // batches of rollouts
+  // Families, separated by commas, each drawn as often: "name", "name:difficulty", or "name:low-high", whose difficulty follows
+  // the pass rate (a curriculum).
+  std::string tasks = "lookup2";
+  int64_t prompts = 16;       // tasks of a step
+  int64_t group = 16;         // attempts at each
+  int64_t updates = 1;        // optimiser steps of a batch, each on an equal share of its groups
+  int64_t context = 1024;     // tokens of a segment at most
+  int64_t staleness = 0;      // steps that rollouts are drawn ahead of their update, beside those before it; 0: none
+  int64_t round_tokens = 0;   // of a member between two swaps of the sampler's weights; 0: all of its episode
+  int64_t resample = 0;       // times that groups of equal rewards are drawn again (dynamic sampling)
+  bool keep_batches = false;  // each step's rollouts stay in RUN/batches,
+  std::string replay = "";    // and are trained on again: a folder of them, instead of sampling
 
   std::string mode = "chat";  // chat or thinking
   int64_t max_tokens = 128;   // of an answer
@@ -41,7 +48,11 @@ struct RlConfig {
   double indexer_kl = 1;           // strength of the indexer's own loss; 0: it is frozen
   double length_slope = 0;         // reward lost for each sampled token
   int64_t length_budget = 0;       // beyond this many
+  double relative_length = 0;      // strength of the group's own length reward (Kimi k1.5): short right answers gain
   double language = 0;             // reward for an answer in the prompt's script
+  // Who scores the answers to tasks with a rubric: an OpenAI-compatible endpoint; its key lies in an environment variable.
+  std::string judge_url = "", judge_model = "", judge_key_variable = "";
+  double reward_seconds = 60;  // beyond these a reward is invalid
 
   double lr = 1e-4, indexer_lr = 1e-3;
   std::string schedule = "constant";
@@ -65,6 +76,8 @@ template <class Config, class Visit>
 void visit_rl(Config& c, const Visit& visit) {
   visit("steps", c.steps), visit("tasks", c.tasks), visit("prompts", c.prompts), visit("group", c.group);
   visit("updates", c.updates), visit("context", c.context);
+  visit("staleness", c.staleness), visit("round_tokens", c.round_tokens), visit("resample", c.resample);
+  visit("keep_batches", c.keep_batches), visit("replay", c.replay);
   visit("mode", c.mode), visit("max_tokens", c.max_tokens), visit("max_answers", c.max_answers);
   visit("temperature", c.temperature), visit("top_p", c.top_p), visit("min_p", c.min_p), visit("top_k", c.top_k);
   visit("sampler_weights", c.sampler_weights), visit("sampler_cache", c.sampler_cache);
@@ -75,7 +88,9 @@ void visit_rl(Config& c, const Visit& visit) {
   visit("normalise", c.normalise), visit("divide_by_std", c.divide_by_std), visit("drop_equal", c.drop_equal);
   visit("keep_routing", c.keep_routing), visit("keep_sampling_mask", c.keep_sampling_mask);
   visit("keep_selection", c.keep_selection), visit("indexer_kl", c.indexer_kl);
-  visit("length_slope", c.length_slope), visit("length_budget", c.length_budget), visit("language", c.language);
+  visit("length_slope", c.length_slope), visit("length_budget", c.length_budget), visit("relative_length", c.relative_length);
+  visit("language", c.language), visit("judge_url", c.judge_url), visit("judge_model", c.judge_model);
+  visit("judge_key_variable", c.judge_key_variable), visit("reward_seconds", c.reward_seconds);
   visit("lr", c.lr), visit("indexer_lr", c.indexer_lr), visit("schedule", c.schedule), visit("warmup_steps", c.warmup_steps);
   visit("final_lr", c.final_lr), visit("decay_share", c.decay_share), visit("beta1", c.beta1), visit("beta2", c.beta2);
   visit("eps", c.eps), visit("weight_decay", c.weight_decay), visit("clip", c.clip), visit("dtype", c.dtype);
@@ -93,7 +108,7 @@ void validate(const RlConfig& config);
 
 struct TaskKind {
   const Family* family;
-  int64_t difficulty;
+  int64_t difficulty, hardest;  // a range where they differ; it begins with the first, and is evaluated at the second
 };
 std::vector<TaskKind> task_kinds(const std::string& tasks);  // of RlConfig::tasks
 

@@ -4,7 +4,9 @@
 #include <condition_variable>
 #include <deque>
 #include <exception>
+#include <limits>
 #include <mutex>
+#include <utility>
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/random.h"
@@ -22,53 +24,55 @@ struct Generation {
   Record record;
 };
 
-// One attempt as it goes on.
+// Adds the places that `later`, of the same text gone further, has and `record` has not.
+void extend(Choices& record, const Choices& later) {
+  if (record.positions == 0) record = later;
+  if (record.positions >= later.positions) return;
+  Choices out{later.layers, later.positions, later.k, {}};
+  auto copy = [&](const Choices& from, int64_t layer, int64_t begin, int64_t end) {
+    auto at = from.ids.begin() + layer * from.positions * from.k;
+    out.ids.insert(out.ids.end(), at + begin * from.k, at + end * from.k);
+  };
+  for (int64_t layer = 0; layer < later.layers; ++layer)
+    copy(record, layer, 0, record.positions), copy(later, layer, record.positions, later.positions);
+  record = std::move(out);
+}
+
+// One member as it goes on.
 class Player {
  public:
-  Player(const Attempt& attempt, const Tokenizer& tokenizer, const RolloutOptions& options, int64_t version)
-      : attempt_(attempt),
+  Player(const Turn& turn, const Tokenizer& tokenizer, const RolloutOptions& options, int64_t version)
+      : member_(*turn.member),
         tokenizer_(tokenizer),
         options_(options),
         version_(version),
+        left_(turn.tokens > 0 ? turn.tokens : std::numeric_limits<int64_t>::max()),
         eos_(tokenizer.id(v32::kEos)),
-        episode_(attempt.family->begin(attempt.task)) {
-    member_.conversation = attempt.task.messages;
-    begin_segment();
+        episode_(member_.attempt.family->begin(member_.attempt.task)) {
+    if (member_.conversation.empty()) {
+      member_.conversation = member_.attempt.task.messages;
+      begin_segment();
+    } else {
+      replay();
+    }
   }
 
-  Request request() const {
-    Request out{.prompt = member_.segments.back().tokens, .max_tokens = options_.max_tokens, .sampling = options_.sampling};
-    out.sampling.seed = mix(attempt_.seed + member_.segments.size());
+  Request request() {
+    asked_ = std::min(options_.max_tokens - member_.unfinished, left_);
+    Request out{.prompt = member_.segments.back().tokens, .max_tokens = asked_, .sampling = options_.sampling};
+    out.sampling.seed = mix(member_.attempt.seed + member_.segments.size());
     out.stop_tokens = {eos_};
     return out;
   }
 
-  // True: the attempt goes on with request().
+  // True: it goes on with request().
   bool take(Generation generation) {
-    Segment& segment = member_.segments.back();
-    if (generation.finish == Finish::failed) return end("failed", {std::nullopt, generation.error, {}});
-    std::vector<int32_t> ids;
-    for (auto& token : generation.tokens) {
-      segment.drawn.push_back(int64_t(segment.tokens.size()));
-      segment.tokens.push_back(token.id), ids.push_back(token.id);
-      segment.log_prob.push_back(token.kept_log_prob), segment.version.push_back(version_);
-      bool partly = !token.kept.empty() && options_.sampling.temperature == 1;
-      segment.kept_mass.push_back(partly ? std::exp(token.log_prob - token.kept_log_prob) : 1);
-      segment.kept.insert(segment.kept.end(), token.kept.begin(), token.kept.end());
-      segment.kept_offsets.push_back(int32_t(segment.kept.size()));
-    }
-    segment.record = std::move(generation.record);
-    ++answers_;
-    if (generation.finish != Finish::stop) return end("cut", score());
-    Message message;
-    try {
-      message = parse_v32(tokenizer_.decode(ids), options_.mode);
-    } catch (const InputError& error) {
-      return end("malformed", {0.0, error.what(), {}});
-    }
-    message.role = Role::assistant;
-    member_.conversation.push_back(message);
-    return message.tool_calls.empty() ? go_on_behind_answer(message) : go_on_behind_calls(message);
+    if (generation.finish == Finish::failed) return end("failed", invalid_outcome(generation.error));
+    int64_t drawn = int64_t(generation.tokens.size());
+    add(generation);
+    if (generation.finish == Finish::stop) return read_answer() && left_ > 0;
+    bool out_of_room = drawn < asked_, too_long = member_.unfinished >= options_.max_tokens;
+    return out_of_room || too_long ? end("cut", score()) : left_ > 0;
   }
 
   // The context has no room to go on: what was not answered is forgotten.
@@ -78,13 +82,54 @@ class Player {
     else last.tokens.resize(last.drawn.back() + 1);
     end("cut", score());
   }
-  bool begun() const { return answers_ > 0; }
-  Member finish() { return std::move(member_); }
+  bool begun() const { return member_.segments.size() > 1 || !member_.segments.back().drawn.empty(); }
 
  private:
   void begin_segment() {
     member_.segments.emplace_back();
     member_.segments.back().tokens = tokenizer_.encode(encode_v32(member_.conversation, {.mode = options_.mode}));
+  }
+
+  // Brings the episode to where the conversation is.
+  void replay() {
+    for (size_t i = member_.attempt.task.messages.size(); i < member_.conversation.size(); ++i) {
+      const Message& message = member_.conversation[i];
+      if (message.role != Role::assistant) continue;
+      ++answers_;
+      for (const auto& call : message.tool_calls) episode_->call(call);
+      if (message.tool_calls.empty()) episode_->answer(message);
+    }
+  }
+
+  void add(Generation& generation) {
+    Segment& segment = member_.segments.back();
+    for (auto& token : generation.tokens) {
+      segment.drawn.push_back(int64_t(segment.tokens.size()));
+      segment.tokens.push_back(token.id);
+      segment.log_prob.push_back(token.kept_log_prob), segment.version.push_back(version_);
+      bool partly = !token.kept.empty() && options_.sampling.temperature == 1;
+      segment.kept_mass.push_back(partly ? std::exp(token.log_prob - token.kept_log_prob) : 1);
+      segment.kept.insert(segment.kept.end(), token.kept.begin(), token.kept.end());
+      segment.kept_offsets.push_back(int32_t(segment.kept.size()));
+    }
+    extend(segment.record.experts, generation.record.experts);
+    extend(segment.record.selected, generation.record.selected);
+    member_.unfinished += int64_t(generation.tokens.size()), left_ -= int64_t(generation.tokens.size());
+  }
+
+  bool read_answer() {
+    const auto& tokens = member_.segments.back().tokens;
+    std::vector<int32_t> ids(tokens.end() - std::exchange(member_.unfinished, 0), tokens.end());
+    ++answers_;
+    Message message;
+    try {
+      message = parse_v32(tokenizer_.decode(ids), options_.mode);
+    } catch (const InputError& error) {
+      return end("malformed", {0.0, error.what(), {}});
+    }
+    message.role = Role::assistant;
+    member_.conversation.push_back(message);
+    return message.tool_calls.empty() ? go_on_behind_answer(message) : go_on_behind_calls(message);
   }
 
   bool go_on_behind_answer(const Message& message) {
@@ -119,13 +164,12 @@ class Player {
     return false;
   }
 
-  const Attempt& attempt_;
+  Member& member_;
   const Tokenizer& tokenizer_;
   const RolloutOptions& options_;
-  int64_t version_, answers_ = 0;
+  int64_t version_, left_, asked_ = 0, answers_ = 0;
   int32_t eos_;
   std::unique_ptr<Episode> episode_;
-  Member member_;
 };
 
 // Players whose generation has ended, on their way from the engine's thread.
@@ -169,10 +213,10 @@ void validate(const RolloutOptions& o) {
                " and ", o.max_answers);
 }
 
-std::vector<Member> roll_out(Engine& engine, const Tokenizer& tokenizer, const std::vector<Attempt>& attempts,
-                             const RolloutOptions& options, int64_t version) {
+void roll_on(Engine& engine, const Tokenizer& tokenizer, const RolloutOptions& options, int64_t version,
+             const std::vector<Turn>& turns) {
   std::vector<std::unique_ptr<Player>> players;
-  for (const auto& attempt : attempts) players.push_back(std::make_unique<Player>(attempt, tokenizer, options, version));
+  for (const auto& turn : turns) players.push_back(std::make_unique<Player>(turn, tokenizer, options, version));
   std::vector<Generation> generations(players.size());
   Ended ended;
   size_t running = 0;
@@ -202,8 +246,15 @@ std::vector<Member> roll_out(Engine& engine, const Tokenizer& tokenizer, const s
     if (players[i]->take(std::exchange(generations[i], {}))) submit(i);
   }
   if (failed) std::rethrow_exception(failed);
+}
+
+std::vector<Member> roll_out(Engine& engine, const Tokenizer& tokenizer, std::vector<Attempt> attempts,
+                             const RolloutOptions& options, int64_t version) {
   std::vector<Member> members;
-  for (auto& player : players) members.push_back(player->finish());
+  for (auto& attempt : attempts) members.push_back({.attempt = std::move(attempt)});
+  std::vector<Turn> turns;
+  for (auto& member : members) turns.push_back({&member});
+  roll_on(engine, tokenizer, options, version, turns);
   return members;
 }
 

@@ -20,20 +20,34 @@ namespace fulgur {
 struct Segment {
   std::vector<int32_t> tokens;
   // Of the tokens the policy drew, in order:
-  std::vector<int64_t> drawn;                  // places in `tokens`
-  std::vector<float> log_prob;                 // among what was kept, at the sampling temperature
-  std::vector<float> kept_mass;                // probability of all that was kept, where the temperature is 1; else 1
-  std::vector<int64_t> version;                // of the weights
-  std::vector<int32_t> kept_offsets{0}, kept;  // what each draw chose among (CSR); none: every token
-  std::vector<float> proximal;                 // log-probability before the step's updates, where a correction needs it
-  Record record;                               // of all tokens but the last
+  std::vector<int64_t> drawn = {};                  // places in `tokens`
+  std::vector<float> log_prob = {};                 // among what was kept, at the sampling temperature
+  std::vector<float> kept_mass = {};                // probability of all that was kept, where the temperature is 1; else 1
+  std::vector<int64_t> version = {};                // of the weights
+  std::vector<int32_t> kept_offsets{0}, kept = {};  // what each draw chose among (CSR); none: every token
+  std::vector<float> proximal = {};                 // log-probability before the step's updates, where a correction needs it
+  // Of all tokens but the last; of each, what the pass chose that drew its successor.
+  Record record = {};
 };
 
+// A member of a group before it has begun.
+struct Attempt {
+  const Family* family = nullptr;
+  Task task;
+  uint64_t seed = 0;     // of its draws
+  std::string key = {};  // names it in a run: journals and stored batches
+};
+
+// An attempt as far as it has come: all that going on with it takes.
 struct Member {
-  std::vector<Message> conversation;  // the task's messages, then what came
-  std::vector<Segment> segments;
-  std::string end;  // answered; cut: an answer was too long, or there were too many; malformed: an answer could not be read
-  Outcome outcome;
+  Attempt attempt;
+  std::vector<Message> conversation = {};  // the task's messages, then what came
+  std::vector<Segment> segments = {};
+  int64_t unfinished = 0;  // last tokens of an answer that goes on
+  // none: it goes on; answered; cut: an answer was too long, or there were too many; malformed: an answer could not be read;
+  // failed: the engine could not
+  std::string end = {};
+  Outcome outcome = {};
   int64_t sampled() const;  // tokens drawn
 };
 
@@ -48,15 +62,21 @@ struct RolloutOptions {
 // temperature is 0.
 void validate(const RolloutOptions& options);
 
-struct Attempt {
-  const Family* family = nullptr;
-  Task task;
-  uint64_t seed = 0;  // of its draws
+// A member that has not ended, and how many tokens it draws next at most; 0: to its end.
+struct Turn {
+  Member* member;
+  int64_t tokens = 0;
 };
 
-// A member for each attempt, in their order. The engine must record and have room for all in its queue; `version` numbers its
-// weights. A function of (weights, attempts, options) alone. Throws InputError when a task's prompt does not fit the context.
-std::vector<Member> roll_out(Engine& engine, const Tokenizer& tokenizer, const std::vector<Attempt>& attempts,
+// Takes members on in one engine, all at once. The engine must record and have room for all in its queue; `version` numbers its
+// weights. A function of (weights, members, options) alone: the same in one turn or many. Episodes are played again up to where
+// they are, so what a family says must follow from what it was told. Throws InputError when a task's prompt does not fit the
+// context.
+void roll_on(Engine& engine, const Tokenizer& tokenizer, const RolloutOptions& options, int64_t version,
+             const std::vector<Turn>& turns);
+
+// From the beginning to the end, a member for each attempt.
+std::vector<Member> roll_out(Engine& engine, const Tokenizer& tokenizer, std::vector<Attempt> attempts,
                              const RolloutOptions& options, int64_t version);
 
 }  // namespace fulgur

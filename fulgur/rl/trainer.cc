@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <map>
 #include <optional>
 
 #include "fulgur/base/error.h"
@@ -12,8 +11,7 @@
 #include "fulgur/base/progress.h"
 #include "fulgur/base/random.h"
 #include "fulgur/io/safetensors.h"
-#include "fulgur/rl/rewards/journal.h"
-#include "fulgur/rl/rewards/language.h"
+#include "fulgur/rl/collector.h"
 #include "fulgur/rl/update.h"
 #include "fulgur/train/checkpoint.h"
 #include "fulgur/train/metrics.h"
@@ -31,28 +29,7 @@ constexpr const char *kStage = "rl", *kEvaluation = "rl-eval";  // of lines in m
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// What the rollouts of a step were, summed over members, to send and to add.
-struct RolloutSums {
-  double members = 0, invalid = 0, score = 0, reward = 0, passed = 0, sampled = 0, answers = 0, kept_mass = 0, cut = 0,
-         malformed = 0, trained_groups = 0;
-  std::vector<double> numbers() const {
-    return {members, invalid, score, reward, passed, sampled, answers, kept_mass, cut, malformed, trained_groups};
-  }
-  void add(const std::vector<double>& from) {
-    size_t i = 0;
-    for (double* to :
-         {&members, &invalid, &score, &reward, &passed, &sampled, &answers, &kept_mass, &cut, &malformed, &trained_groups})
-      *to += from[i++];
-  }
-};
-
 double share(double part, double whole) { return whole > 0 ? part / whole : 0; }
-
-std::string last_user(const Member& member) {
-  for (size_t i = member.conversation.size(); i > 0; --i)
-    if (member.conversation[i - 1].role == Role::user) return member.conversation[i - 1].content;
-  return "";
-}
 
 class RlRun {
  public:
@@ -65,12 +42,9 @@ class RlRun {
         tokenizer_(tokenizer_path_),
         model_(load_model(start_.folder)),
         optimizer_(model_.weights(), optimiser_config(config)),
-        kinds_(task_kinds(config.tasks)),
-        journal_(inputs.run / (group.leads() ? std::string("outcomes.jsonl") : cat("outcomes-", group.rank(), ".jsonl"))) {
+        collector_(config_, inputs.run, tokenizer_, group) {
     FULGUR_CHECK(model_.config().has_indexer(), "[rl] expected a deepseek_v32 model (with an indexer), got ",
                  model_.config().model_type);
-    FULGUR_CHECK(config.prompts % (config.updates * group.size()) == 0, "[rl] prompts: expected a multiple of ", config.updates,
-                 " updates times ", group.size(), " ranks, got ", config.prompts);
     if (config.objective.kl_coefficient > 0) reference_.emplace(load_model(find_model(inputs.model)));
     if (start_.resumed) resume();
   }
@@ -80,21 +54,13 @@ class RlRun {
  private:
   Json facts() const;
   void resume();
-  std::vector<Attempt> attempts() const;
-  void reward(std::vector<Member>& members);
-  std::vector<std::vector<UpdatePart>> parts(const std::vector<Member>& members, RolloutSums& sums);
+  std::vector<std::vector<UpdatePart>> parts(const Rollouts& rollouts) const;
   void remember_proximal(std::vector<Member>& members) const;
   ChangedChoices changed_by_now(const std::vector<UpdatePart>& parts) const;
   void train_step(Metrics* metrics, Progress* progress);
   Json metrics_line(const RolloutSums& r, const UpdateSums& u) const;
   void save(Metrics* metrics);
   Json evaluate();
-  int64_t local_prompts() const { return config_.prompts / group_.size(); }
-  // The number, among all of a step, of this rank's prompt `local`: each update is shared by all ranks.
-  int64_t global_prompt(int64_t local) const {
-    int64_t an_update = config_.prompts / config_.updates, mine = an_update / group_.size();
-    return local / mine * an_update + group_.rank() * mine + local % mine;
-  }
 
   RlConfig config_;
   RlInputs inputs_;
@@ -105,8 +71,7 @@ class RlRun {
   Transformer model_;
   std::optional<Transformer> reference_;
   Optimizer optimizer_;
-  std::vector<TaskKind> kinds_;
-  OutcomeJournal journal_;
+  Collector collector_;
   int64_t step_ = 0;
 };
 
@@ -126,58 +91,18 @@ void RlRun::resume() {
     check_fact(start_.folder, key, value, then.contains(key) ? then[key] : Json(), inputs_.force, group_.leads());
   optimizer_.load_state(read_safetensors(start_.folder / "optimizer.safetensors"));
   step_ = state.step, checkpoint_ = start_.folder;
-}
-
-// This rank's, group by group.
-std::vector<Attempt> RlRun::attempts() const {
-  std::vector<Attempt> out;
-  for (int64_t local = 0; local < local_prompts(); ++local) {
-    int64_t number = step_ * config_.prompts + global_prompt(local);
-    RandomStream random(config_.seed, cat("rl.prompt.", number));
-    const auto& kind = kinds_[number % int64_t(kinds_.size())];
-    auto task = kind.family->task(Split::train, kind.difficulty, random.bits());
-    for (int64_t i = 0; i < config_.group; ++i) out.push_back({kind.family, task, random.bits()});
-  }
-  return out;
-}
-
-// Outcomes as journaled: on disk before they are used, and never asked for again.
-void RlRun::reward(std::vector<Member>& members) {
-  std::vector<std::pair<std::string, Outcome>> outcomes;
-  for (size_t i = 0; i < members.size(); ++i) {
-    auto key = cat(step_, ".", global_prompt(int64_t(i) / config_.group), ".", int64_t(i) % config_.group);
-    if (auto known = journal_.find(key)) members[i].outcome = *known;
-    else outcomes.emplace_back(key, members[i].outcome);
-  }
-  journal_.append(outcomes);
+  collector_.load(start_.folder, state.progress, model_.config());
 }
 
 // The groups each update trains on, with advantages. A dropped group stays as an empty part, so that ranks keep step.
-std::vector<std::vector<UpdatePart>> RlRun::parts(const std::vector<Member>& members, RolloutSums& sums) {
-  std::vector<std::optional<double>> rewards;
-  std::vector<int64_t> groups;
-  for (size_t i = 0; i < members.size(); ++i) {
-    const Member& m = members[i];
-    std::optional<double> reward = m.outcome.score;
-    ++sums.members, sums.invalid += !reward, sums.cut += m.end == "cut", sums.malformed += m.end == "malformed";
-    sums.sampled += double(m.sampled());
-    for (const auto& message : m.conversation) sums.answers += message.role == Role::assistant;
-    if (reward) {
-      sums.score += *reward, sums.passed += *reward >= 1;
-      *reward += linear_length_penalty(m.sampled(), config_.length_budget, config_.length_slope);
-      if (config_.language > 0) *reward += config_.language * language_consistency(last_user(m), m.conversation.back().content);
-      sums.reward += *reward;
-    }
-    rewards.push_back(reward), groups.push_back(int64_t(i) / config_.group);
-  }
-  auto advantage = advantages(rewards, groups, config_.divide_by_std, config_.drop_equal);
-  int64_t a_update = local_prompts() / config_.updates;
+std::vector<std::vector<UpdatePart>> RlRun::parts(const Rollouts& rollouts) const {
+  int64_t a_update = config_.prompts / group_.size() / config_.updates;
   std::vector<std::vector<UpdatePart>> out(config_.updates, std::vector<UpdatePart>(a_update));
-  for (size_t i = 0; i < members.size(); ++i) {
-    if (!advantage[i] || members[i].sampled() == 0) continue;
-    auto& part = out[groups[i] / a_update][groups[i] % a_update];
-    sums.trained_groups += part.members.empty();
-    part.members.push_back(&members[i]), part.advantage.push_back(*advantage[i]);
+  for (size_t i = 0; i < rollouts.members.size(); ++i) {
+    if (!rollouts.advantage[i]) continue;
+    int64_t group = int64_t(i) / config_.group;
+    auto& part = out[group / a_update][group % a_update];
+    part.members.push_back(&rollouts.members[i]), part.advantage.push_back(*rollouts.advantage[i]);
   }
   return out;
 }
@@ -210,10 +135,12 @@ Json RlRun::metrics_line(const RolloutSums& r, const UpdateSums& u) const {
                {"malformed", share(r.malformed, r.members)},
                {"invalid", r.invalid},
                {"trained_groups", share(r.trained_groups, double(config_.prompts))},
+               {"resampled_groups", r.resampled_groups},
+               {"staleness", share(r.staleness, r.sampled)},
                {"loss", o.loss},
                {"entropy", u.entropy / tokens},
-               {"mismatch", u.mismatch},
-               {"matched_tokens", u.matched},
+               {"mismatch", u.match.mismatch},
+               {"matched_tokens", u.match.tokens},
                {"ratio", o.ratio / tokens},
                {"log_old_over_new", o.log_old_over_new / tokens},
                {"clipped", o.clipped_tokens / tokens},
@@ -224,6 +151,7 @@ Json RlRun::metrics_line(const RolloutSums& r, const UpdateSums& u) const {
   Json kl = Json::array();
   for (double of_layer : u.kl) kl.push_back(share(of_layer, u.rows));
   if (config_.indexer_kl > 0) line["kl"] = kl;
+  if (auto difficulties = collector_.difficulties(); !difficulties.empty()) line["difficulty"] = difficulties;
   return line;
 }
 
@@ -236,21 +164,12 @@ ChangedChoices RlRun::changed_by_now(const std::vector<UpdatePart>& parts) const
 
 void RlRun::train_step(Metrics* metrics, Progress* progress) {
   auto begin = Clock::now();
-  auto todo = attempts();
-  std::vector<Member> members;
-  {
-    Engine engine(model_, engine_options(config_, model_.config(), int64_t(todo.size())));
-    members = roll_out(engine, tokenizer_, todo, rollout_options(config_), step_ * config_.updates);
-  }
-  reward(members);
-  RolloutSums rolled;
-  auto updates = parts(members, rolled);
-  for (const auto& member : members)
-    for (const auto& segment : member.segments)
-      for (size_t i = 0; i < segment.drawn.size(); ++i) rolled.kept_mass += segment.kept_mass[i];
+  auto rollouts = collector_.take(model_, step_);
+  auto updates = parts(rollouts);
   double rollout_seconds = seconds_since(begin);
+  collector_.begin_round(model_, step_);
 
-  if (config_.objective.correction != "none") remember_proximal(members);
+  if (config_.objective.correction != "none") remember_proximal(rollouts.members);
   UpdateSums all;
   Optimizer::Norms norms;
   ChangedChoices changed;
@@ -266,25 +185,29 @@ void RlRun::train_step(Metrics* metrics, Progress* progress) {
     optimizer_.step(version, norms);
     all.add(sums);
   }
+  double update_seconds = seconds_since(begin) - rollout_seconds;
+  all.match.add(collector_.end_round());
   double seconds = seconds_since(begin);
+  rollout_seconds = seconds - update_seconds;  // of rounds, what the trainer waited for
 
   RolloutSums everywhere;
-  for (const auto& of : group_.gather(rolled.numbers())) everywhere.add(of);
+  for (const auto& of : group_.gather(rollouts.sums.numbers())) everywhere.add(of);
   Json line = metrics_line(everywhere, all);
   bool last = step_ + 1 == config_.steps, saved = last || (step_ + 1) % config_.checkpoint_every == 0;
   bool evaluates = last || (config_.eval_every > 0 && (step_ + 1) % config_.eval_every == 0);
   if (group_.leads()) {
     line["changed_experts"] = changed.experts, line["changed_selections"] = changed.selections;
     line["grad_norm"] = norms.model, line["indexer_grad_norm"] = norms.indexer;
-    line["seconds"] = seconds, line["rollout_seconds"] = rollout_seconds, line["update_seconds"] = seconds - rollout_seconds;
-    line["rollout_tokens_per_second"] = everywhere.sampled / rollout_seconds;
-    line["update_tokens_per_second"] = all.rows / (seconds - rollout_seconds);
+    line["seconds"] = seconds, line["rollout_seconds"] = rollout_seconds, line["update_seconds"] = update_seconds;
+    line["rollout_tokens_per_second"] = everywhere.sampled / (config_.staleness > 0 ? seconds : rollout_seconds);
+    line["update_tokens_per_second"] = all.rows / update_seconds;
     metrics->write(line);
     char detail[96];
     std::snprintf(detail, sizeof detail, "score %.3f  entropy %.2f  length %.0f", line["score"].get<double>(),
                   line["entropy"].get<double>(), line["length"].get<double>());
     progress->update((step_ + 1) * config_.prompts * config_.group, detail);
   }
+  collector_.adapt(everywhere);
   ++step_;
   if (evaluates && group_.leads() && config_.eval_tasks > 0) metrics->write(evaluate());
   if (saved) save(metrics);
@@ -294,7 +217,7 @@ void RlRun::train_step(Metrics* metrics, Progress* progress) {
 Json RlRun::evaluate() {
   Json line = {{"stage", kEvaluation}, {"step", step_}};
   std::string episodes;
-  for (const auto& kind : kinds_)
+  for (const auto& kind : task_kinds(config_.tasks))
     for (Split split : {Split::test, Split::fresh}) {
       auto result = pass_rate(model_, tokenizer_, config_, kind, split, config_.eval_tasks);
       line["pass"][kind.family->name()][split_name(split)] = {
@@ -318,9 +241,10 @@ Json RlRun::evaluate() {
 void RlRun::save(Metrics* metrics) {
   check_agreement(model_.weights(), step_, group_);
   checkpoint_ = checkpoint_folder(inputs_.run, kStage, step_);
+  auto files = collector_.open_files();
   if (group_.leads()) {
     metrics->sync();
-    save_checkpoint(checkpoint_, model_, &optimizer_, tokenizer_path_, {kStage, step_, facts(), Json::object(), {}});
+    save_checkpoint(checkpoint_, model_, &optimizer_, tokenizer_path_, {kStage, step_, facts(), collector_.state(), {}}, files);
     prune_checkpoints(inputs_.run, kStage, config_.keep_last, 0);
   }
   group_.barrier();
@@ -359,13 +283,13 @@ PassRate pass_rate(const Transformer& model, const Tokenizer& tokenizer, const R
   std::vector<Attempt> attempts;
   RandomStream random(config.seed, cat("rl.eval.", kind.family->name(), ".", split_name(split)));
   for (int64_t i = 0; i < tasks; ++i) {
-    auto task = kind.family->task(split, kind.difficulty, random.bits());
+    auto task = kind.family->task(split, kind.hardest, random.bits());
     attempts.push_back({kind.family, std::move(task), random.bits()});
   }
   auto options = engine_options(config, model.config(), tasks);
   options.record = false;
   Engine engine(model, options);
-  PassRate out{.episodes = roll_out(engine, tokenizer, attempts, rollout_options(config), 0)};
+  PassRate out{.episodes = roll_out(engine, tokenizer, std::move(attempts), rollout_options(config), 0)};
   double passed = 0, n = double(tasks), z = 1.959964;
   for (const auto& m : out.episodes) passed += m.outcome.score && *m.outcome.score >= 1, out.length += double(m.sampled()) / n;
   out.tasks = tasks, out.rate = passed / n;

@@ -98,7 +98,7 @@ std::vector<double> row_of(const UpdateSums& s) {
   const auto& o = s.objective;
   std::vector<double> out{s.entropy,
                           s.rows,
-                          s.matched,
+                          s.match.tokens,
                           o.loss,
                           o.tokens,
                           o.members,
@@ -119,8 +119,8 @@ std::vector<double> row_of(const UpdateSums& s) {
 void add_row(const double* from, UpdateSums& s) {
   auto& o = s.objective;
   for (double* to :
-       {&s.entropy, &s.rows, &s.matched, &o.loss, &o.tokens, &o.members, &o.negative_members, &o.masked_members, &o.masked_tokens,
-        &o.rejected_tokens, &o.clipped_tokens, &o.ratio, &o.log_old_over_new, &o.k1, &o.k3, &o.unbiased_kl})
+       {&s.entropy, &s.rows, &s.match.tokens, &o.loss, &o.tokens, &o.members, &o.negative_members, &o.masked_members,
+        &o.masked_tokens, &o.rejected_tokens, &o.clipped_tokens, &o.ratio, &o.log_old_over_new, &o.k1, &o.k3, &o.unbiased_kl})
     *to += *from++;
   for (double& kl : s.kl) kl += *from++;
 }
@@ -130,8 +130,10 @@ void add_row(const double* from, UpdateSums& s) {
 void UpdateSums::add(const UpdateSums& other) {
   kl.resize(other.kl.size());
   add_row(row_of(other).data(), *this);
-  mismatch = std::max(mismatch, other.mismatch);
+  match.mismatch = std::max(match.mismatch, other.match.mismatch);
 }
+
+void Match::add(const Match& other) { mismatch = std::max(mismatch, other.mismatch), tokens += other.tokens; }
 
 PolicyRows policy_rows(const ModelConfig& config, const std::vector<const Member*>& members, const RlConfig& rl) {
   PolicyRows out;
@@ -177,21 +179,32 @@ std::vector<float> policy_log_probs(const Transformer& model, const RlConfig& rl
 namespace {
 
 // The exactness this project is for: what was drawn with these very weights has the very probability it was drawn with.
-void match(const Transformer& model, const RlConfig& rl, const UpdatePart& part, const PolicyRows& rows,
-           const std::vector<float>& now, int64_t version, UpdateSums& sums) {
+Match match(const Transformer& model, const RlConfig& rl, const std::vector<const Member*>& members, const PolicyRows& rows,
+            const std::vector<float>& now, int64_t version) {
+  Match out;
   size_t at = 0;
-  for (size_t m = 0; m < part.members.size(); ++m)
-    for (const auto& segment : part.members[m]->segments)
+  for (size_t m = 0; m < members.size(); ++m)
+    for (const auto& segment : members[m]->segments)
       for (size_t i = 0; i < segment.drawn.size(); ++i, ++at) {
         if (segment.version[i] != version) continue;
-        ++sums.matched;
         double difference = std::fabs(double(now[at]) - rows.old[at]);
-        sums.mismatch = std::max(sums.mismatch, difference);
+        out.add({difference, 1});
         FULGUR_CHECK(!rl.exact || difference == 0, "[rl] member ", m, " of a group, token ", segment.drawn[i],
                      " of its segment: expected the sampler's log-probability ", rows.old[at], ", got ", now[at], "; ",
                      first_difference(model, rl, rows), "\n  hint: --exact false goes on; please report it");
       }
+  return out;
 }
+
+}  // namespace
+
+Match match_own_version(const Transformer& model, const RlConfig& rl, const std::vector<const Member*>& members,
+                        int64_t version) {
+  auto rows = policy_rows(model.config(), members, rl);
+  return match(model, rl, members, rows, policy_log_probs(model, rl, rows, /*replayed=*/false), version);
+}
+
+namespace {
 
 // One part's loss, ready for backward(), and its measures.
 at::Tensor part_loss(Transformer& model, const RlConfig& rl, const UpdatePart& part, const Normaliser& normaliser,
@@ -204,7 +217,7 @@ at::Tensor part_loss(Transformer& model, const RlConfig& rl, const UpdatePart& p
   auto hidden_ND = drawn_hidden(model, rows, options, &losses);
   auto [log_prob_N, entropy_N] = ops::kept_log_prob(hidden_ND, model.weights().lm_head, rows.targets, rows.kept, rl.temperature);
   auto now = values(log_prob_N);
-  match(model, rl, part, rows, now, version, sums);
+  sums.match = match(model, rl, part.members, rows, now, version);
 
   std::vector<float> of_reference;
   if (reference && rl.objective.kl_coefficient > 0) of_reference = policy_log_probs(*reference, rl, rows, /*replayed=*/false);
@@ -256,7 +269,7 @@ UpdateSums accumulate_policy_gradients(Transformer& model, const RlConfig& rl, c
     }
     auto row = row_of(of_part);
     measured.insert(measured.end(), row.begin(), row.end());
-    mismatch = std::max(mismatch, of_part.mismatch);
+    mismatch = std::max(mismatch, of_part.match.mismatch);
     tree.add(std::move(gradients));
   }
   auto gradients = tree.take();
@@ -278,7 +291,7 @@ UpdateSums accumulate_policy_gradients(Transformer& model, const RlConfig& rl, c
   size_t width = row_of(sums).size();
   for (const auto& of_rank : group.gather(measured))
     for (size_t at = 0; at < of_rank.size(); at += width) add_row(of_rank.data() + at, sums);
-  for (const auto& of : group.gather(std::vector<double>{mismatch})) sums.mismatch = std::max(sums.mismatch, of[0]);
+  for (const auto& of : group.gather(std::vector<double>{mismatch})) sums.match.mismatch = std::max(sums.match.mismatch, of[0]);
   return sums;
 }
 

@@ -29,14 +29,20 @@ struct PolicyRows {
 };
 PolicyRows policy_rows(const ModelConfig& config, const std::vector<const Member*>& members, const RlConfig& rl);
 
+// Log-probabilities of training beside the sampler's, of tokens drawn with these very weights.
+struct Match {
+  double mismatch = 0;  // largest |log pi_theta - log pi_old|
+  double tokens = 0;
+  void add(const Match& other);
+};
+
 // What an update measured, summed over its parts and ranks.
 struct UpdateSums {
   Objective objective;  // without its gradient
   double entropy = 0;   // of drawn tokens, in nats
   double rows = 0;
   std::vector<double> kl;  // of the indexers: a layer's sum over rows
-  double mismatch = 0;     // largest |log pi_theta - log pi_old| of tokens drawn with these weights
-  double matched = 0;      // how many tokens that is of
+  Match match;
   void add(const UpdateSums& other);
 };
 
@@ -46,6 +52,10 @@ struct UpdateSums {
 // Throws InputError where rl.exact holds and a log-probability differs from its sampler's: names layer and token.
 UpdateSums accumulate_policy_gradients(Transformer& model, const RlConfig& rl, const std::vector<UpdatePart>& parts,
                                        int64_t version, const Transformer* reference, ProcessGroup& group);
+
+// The same check apart from an update, left to choose for itself what the sampler chose: of members' tokens whose version is
+// `version`. Throws as above.
+Match match_own_version(const Transformer& model, const RlConfig& rl, const std::vector<const Member*>& members, int64_t version);
 
 // Log-probabilities of what the members drew, without gradient.
 std::vector<float> policy_log_probs(const Transformer& model, const RlConfig& rl, const PolicyRows& rows, bool replayed);

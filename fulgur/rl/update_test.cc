@@ -5,6 +5,8 @@
 
 #include "fulgur/base/threads.h"
 #include "fulgur/engine/testing.h"
+#include "fulgur/io/safetensors.h"
+#include "fulgur/rl/batch_file.h"
 #include "fulgur/text/train_bpe.h"
 
 namespace fulgur {
@@ -76,10 +78,10 @@ TEST_F(UpdateTest, LogProbabilitiesAreTheSamplersToTheBit) {
         rl.dtype = dtype, rl.temperature = temperature, rl.keep_routing = rl.keep_selection = keep;
         auto members = rolled_out();
         auto sums = update(parts_of(members));
-        EXPECT_EQ(sums.mismatch, 0) << dtype << temperature << keep;
+        EXPECT_EQ(sums.match.mismatch, 0) << dtype << temperature << keep;
         int64_t sampled = 0;
         for (const auto& m : members) sampled += m.sampled();
-        EXPECT_EQ(sums.matched, double(sampled));
+        EXPECT_EQ(sums.match.tokens, double(sampled));
         EXPECT_GT(sampled, 300);
       }
 }
@@ -122,6 +124,123 @@ TEST_F(UpdateTest, RolloutsDoNotDependOnHowTheyAreBatched) {
   }
 }
 
+void expect_equal(const Member& a, const Member& b) {
+  EXPECT_EQ(a.end, b.end);
+  EXPECT_EQ(a.outcome, b.outcome);
+  EXPECT_EQ(a.conversation.size(), b.conversation.size());
+  EXPECT_EQ(a.unfinished, b.unfinished);
+  EXPECT_EQ(a.attempt.key, b.attempt.key);
+  EXPECT_EQ(a.attempt.seed, b.attempt.seed);
+  EXPECT_EQ(a.attempt.task.data, b.attempt.task.data);
+  ASSERT_EQ(a.segments.size(), b.segments.size());
+  for (size_t i = 0; i < a.segments.size(); ++i) {
+    const auto &s = a.segments[i], &t = b.segments[i];
+    EXPECT_EQ(s.tokens, t.tokens);
+    EXPECT_EQ(s.drawn, t.drawn);
+    EXPECT_EQ(s.log_prob, t.log_prob);
+    EXPECT_EQ(s.kept_mass, t.kept_mass);
+    EXPECT_EQ(s.version, t.version);
+    EXPECT_EQ(s.kept_offsets, t.kept_offsets);
+    EXPECT_EQ(s.kept, t.kept);
+    EXPECT_EQ(s.record.experts.positions, t.record.experts.positions);
+    EXPECT_EQ(s.record.experts.ids, t.record.experts.ids);
+    EXPECT_EQ(s.record.selected.ids, t.record.selected.ids);
+  }
+}
+
+TEST_F(UpdateTest, ManyTurnsMakeTheEpisodesOfOneGo) {
+  auto expected = rolled_out();
+  for (int64_t tokens : {1, 7}) {
+    std::vector<Member> members;
+    for (auto& attempt : attempts()) members.push_back({.attempt = attempt});
+    int turns = 0;
+    for (bool goes_on = true; goes_on; ++turns) {
+      std::vector<Turn> turn;
+      for (auto& member : members)
+        if (member.end.empty()) turn.push_back({&member, tokens});
+      goes_on = !turn.empty();
+      Engine engine(model, engine_options(rl, config, int64_t(members.size())));
+      if (goes_on) roll_on(engine, tokenizer, rollout_options(rl), /*version=*/0, turn);
+    }
+    EXPECT_GE(turns, rl.max_tokens / tokens);
+    for (size_t i = 0; i < members.size(); ++i) expect_equal(members[i], expected[i]);
+  }
+}
+
+// What an engine with other weights draws later leaves what was drawn before, and its choices, alone.
+TEST_F(UpdateTest, EpisodesGoOnUnderOtherWeights) {
+  std::vector<Member> members;
+  for (auto& attempt : attempts()) members.push_back({.attempt = attempt});
+  std::vector<Turn> turns;
+  for (auto& member : members) turns.push_back({&member, 20});
+  auto options = engine_options(rl, config, int64_t(members.size()));
+  {
+    Engine engine(model, options);
+    roll_on(engine, tokenizer, rollout_options(rl), /*version=*/0, turns);
+  }
+  auto before = members;
+  model = Transformer(config, init_weights(config, 8));
+  std::erase_if(turns, [](const Turn& turn) { return !turn.member->end.empty(); });
+  ASSERT_GT(turns.size(), 4u);
+  for (auto& turn : turns) turn.tokens = 0;
+  Engine engine(model, options);
+  roll_on(engine, tokenizer, rollout_options(rl), /*version=*/1, turns);
+  size_t later = 0;
+  for (size_t i = 0; i < members.size(); ++i) {
+    const auto &then = before[i].segments[0], &now = members[i].segments[0];
+    ASSERT_LE(then.record.selected.positions, now.record.selected.positions);
+    EXPECT_TRUE(std::equal(then.log_prob.begin(), then.log_prob.end(), now.log_prob.begin()));
+    int64_t k = then.record.experts.k * then.record.experts.positions;
+    EXPECT_TRUE(std::equal(then.record.experts.ids.begin(), then.record.experts.ids.begin() + k, now.record.experts.ids.begin()));
+    EXPECT_EQ(now.record.selected.positions, int64_t(now.tokens.size()) - 1);
+    later += now.version.back() == 1;
+  }
+  EXPECT_GT(later, 4u);
+  std::vector<const Member*> ended;
+  for (const auto& turn : turns) ended.push_back(turn.member);
+  auto match = match_own_version(model, rl, ended, /*version=*/1);
+  EXPECT_EQ(match.mismatch, 0);
+  EXPECT_GT(match.tokens, 100);
+  model = Transformer(config, init_weights(config, 9));
+  EXPECT_THROW(match_own_version(model, rl, ended, /*version=*/1), InputError);
+}
+
+TEST_F(UpdateTest, BatchFilesKeepAllOfAMember) {
+  auto members = rolled_out();
+  members[0].outcome = invalid_outcome("judge: gone", {{"prompt", "p"}});
+  members[1].attempt.key = "3.1+2.4";
+  std::vector<const Member*> all;
+  for (const auto& member : members) all.push_back(&member);
+  auto path = std::filesystem::path(testing::TempDir()) / "batch.safetensors";
+  write_batch(path, all);
+  auto read = read_batch(path, config);
+  ASSERT_EQ(read.size(), members.size());
+  for (size_t i = 0; i < members.size(); ++i) expect_equal(read[i], members[i]);
+
+  auto says = [&](const std::string& name, auto change) {
+    auto tensors = read_safetensors(path);
+    change(tensors[name]);
+    auto bad = std::filesystem::path(testing::TempDir()) / "bad.safetensors";
+    write_safetensors(bad, tensors);
+    try {
+      read_batch(bad, config);
+    } catch (const InputError& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing");
+  };
+  EXPECT_THAT(says("tokens", [](at::Tensor& t) { t[3] = 9999; }), HasSubstr("tokens: expected 0 to 276, got 9999"));
+  EXPECT_THAT(says("tokens", [](at::Tensor& t) { t = t.slice(0, 0, -1); }), HasSubstr("tokens: expected"));
+  EXPECT_THAT(says("lengths", [](at::Tensor& t) { t[0] = -1; }), HasSubstr("lengths: expected 1 to"));
+  EXPECT_THAT(says("drawn", [](at::Tensor& t) { t[1] = t[0].clone(); }), HasSubstr("ascending places"));
+  EXPECT_THAT(says("experts", [](at::Tensor& t) { t[5] = 100; }), HasSubstr("experts: expected 0 to"));
+  EXPECT_THAT(says("selected", [](at::Tensor& t) { t[5] = 100000; }), HasSubstr("selected: expected -1 to"));
+  EXPECT_THAT(says("kept", [](at::Tensor& t) { t.fill_(0); }), HasSubstr("that was drawn"));
+  EXPECT_THAT(says("choices", [](at::Tensor& t) { t[1] = 7; }), HasSubstr("choices of this model"));
+  EXPECT_THAT(says("version", [](at::Tensor& t) { t = t.to(at::kFloat); }), HasSubstr("a list version of Long"));
+  EXPECT_THAT(says("members", [](at::Tensor& t) { t[0] = '['; }), HasSubstr("member 0"));
+}
+
 TEST_F(UpdateTest, GradientsDoNotDependOnThreads) {
   auto members = rolled_out();
   auto parts = parts_of(members);
@@ -148,7 +267,7 @@ TEST_F(UpdateTest, ADifferenceStopsTheRunAndNamesLayerAndToken) {
   auto parts = parts_of(members);
   auto said = [&] {
     try {
-      return cat("nothing; mismatch ", update(parts).mismatch);
+      return cat("nothing; mismatch ", update(parts).match.mismatch);
     } catch (const InputError& error) {
       return std::string(error.what());
     }

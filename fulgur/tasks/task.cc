@@ -39,6 +39,26 @@ std::string names_of_families() {
   return joined(names, ", ");
 }
 
+// What "answer" must be for each way to verify one (rl/rewards/verifier.h).
+Json answer_field(const Json& line, const std::string& verify, const std::string& where) {
+  Json value = line.contains("answer") ? line["answer"] : Json();
+  bool fits = verify == "number"   ? value.is_number()
+              : verify == "schema" ? value.is_object() || value.is_boolean()
+              : verify == "rubric" ? value.is_array() && !value.empty()
+                                   : value.is_string();
+  if (verify == "rubric" && fits)
+    for (const auto& item : value)
+      fits &= item.is_string() || (item.is_object() && item.contains("text") && item["text"].is_string() &&
+                                   (!item.contains("weight") || (item["weight"].is_number() && item["weight"] > 0)));
+  FULGUR_CHECK(fits, "[tasks] ", where, ": field \"answer\": expected ",
+               verify == "number"   ? "a number"
+               : verify == "schema" ? "a JSON Schema"
+               : verify == "rubric" ? "a list of texts, or of {\"text\", \"weight\"}"
+                                    : "a pattern",
+               ", got ", dump_python_json(value).substr(0, 100));
+  return value;
+}
+
 std::string text_field(const Json& line, const char* field, const std::string& where) {
   Json value = line.is_object() && line.contains(field) ? line[field] : Json();
   FULGUR_CHECK(value.is_string() && !trimmed(value.get<std::string>()).empty(), "[tasks] ", where, ": field \"", field,
@@ -48,7 +68,7 @@ std::string text_field(const Json& line, const char* field, const std::string& w
 
 class FileFamily : public QuestionFamily {
  public:
-  explicit FileFamily(const std::filesystem::path& path) : name_(path.stem()) {
+  explicit FileFamily(const std::filesystem::path& path) : name_(path.string()) {
     auto text = read_file(path);
     for (size_t begin = 0, line = 1; begin < text.size(); ++line) {
       auto end = std::min(text.find('\n', begin), text.size());
@@ -69,7 +89,16 @@ class FileFamily : public QuestionFamily {
     auto line = parse_json(text, where);
     Question question;
     question.key = question.prompt = text_field(line, "prompt", where);
-    question.answer = text_field(line, "answer", where);
+    auto verify = line.value("verify", Json("exact"));
+    bool known = verify == "exact" || verify == "number" || verify == "regex" || verify == "schema" || verify == "rubric";
+    FULGUR_CHECK(known, "[tasks] ", where, ": field \"verify\": expected exact, number, regex, schema or rubric, got ",
+                 dump_python_json(verify).substr(0, 100));
+    if (verify == "exact") {
+      question.answer = text_field(line, "answer", where);
+    } else {
+      auto expected = answer_field(line, verify, where);
+      question.answer = dump_python_json(expected), question.given = {{"verify", verify}, {"answer", expected}};
+    }
     questions_.push_back(question);
   }
 
@@ -107,14 +136,17 @@ const std::vector<const Family*>& families() { return registry().by_name; }
 const Family& family(const std::string& name) {
   for (auto* family : families())
     if (family->name() == name) return *family;
-  throw InputError(cat("[tasks] expected one of the families ", names_of_families(), ", got ", name));
+  if (name.ends_with(".jsonl")) return register_family(read_family(name));
+  throw InputError(
+      cat("[tasks] expected one of the families ", names_of_families(), ", or a file of tasks (.jsonl), got ", name));
 }
 
-void register_family(std::unique_ptr<const Family> family) {
+const Family& register_family(std::unique_ptr<const Family> family) {
   auto& [owned, by_name] = registry();
   by_name.push_back(family.get());
   owned.push_back(std::move(family));
   std::sort(by_name.begin(), by_name.end(), [](auto* a, auto* b) { return a->name() < b->name(); });
+  return *owned.back();
 }
 
 std::vector<Message> demonstrate(const Family& family, const Task& task, Strategy strategy) {

@@ -70,19 +70,22 @@ Split split_of(const std::string& key);
 // Whether a name or word is one of those that only fresh tasks have: one in eight is.
 bool is_fresh(const std::string& name);
 
-// All families, by name. Throws InputError that lists them when there is none of this name.
+// All families, by name. A name that ends with .jsonl is a file's (read_family), which is read once; not thread-safe then. Throws
+// InputError that lists them when there is none of this name.
 const std::vector<const Family*>& families();
 const Family& family(const std::string& name);
 
 // At the end of a family's file: FULGUR_FAMILY(Reverse).
-void register_family(std::unique_ptr<const Family> family);
-#define FULGUR_FAMILY(Class) static const bool registered_##Class = (::fulgur::register_family(std::make_unique<Class>()), true)
+const Family& register_family(std::unique_ptr<const Family> family);
+#define FULGUR_FAMILY(Class) \
+  static const bool registered_##Class = (static_cast<void>(::fulgur::register_family(std::make_unique<Class>())), true)
 
 // The script's whole conversation, as a training sample: the task's messages, then answers and what they met.
 std::vector<Message> demonstrate(const Family& family, const Task& task, Strategy strategy);
 
-// Tasks of your own: a file of JSON Lines with "prompt" and "answer". Keys, splits and verifier (the answer, exactly, but for
-// white space around it) as above; no difficulty, no fresh names. Throws InputError with the line and field.
+// Tasks of your own: a file of JSON Lines with "prompt", "answer" and, where the answer is not to be met exactly but for white
+// space around it, "verify": number, regex, schema or rubric (rl/rewards/verifier.h), which a task's data["given"] holds. Its
+// name is the path. No difficulty, no fresh names. Throws InputError with the line and field.
 std::unique_ptr<const Family> read_family(const std::string& path);
 
 }  // namespace fulgur

@@ -83,7 +83,7 @@ TEST(Families, AreAllHereByName) {
                                              "lookup", "lookup2", "modular", "reverse", "rewrite", "sort"}));
   EXPECT_EQ(error_of([] { family("chess"); }),
             "[tasks] expected one of the families arithmetic, brackets, calculator, count, countdown, grid, guess, lookup, "
-            "lookup2, modular, reverse, rewrite, sort, got chess");
+            "lookup2, modular, reverse, rewrite, sort, or a file of tasks (.jsonl), got chess");
 }
 
 TEST(Families, TheRightScriptScoresOneAndTheHastyOneNoMore) {
@@ -328,7 +328,7 @@ TEST_F(OwnTasks, AreSplitAndVerifiedLikeTheOthers) {
   for (int i = 0; i < 200; ++i)
     text += cat(R"({"prompt": "Capital of )", i, R"(?", "answer": " City )", i, R"( ", "more": 1})", "\n");
   auto family = read("\n" + text + " \n");
-  EXPECT_EQ(family->name(), "capitals");
+  EXPECT_EQ(family->name(), path_);
   EXPECT_EQ(family->summary(), "200 questions of a file");
   std::set<std::string> prompts[3];
   for (auto split : kSplits)
@@ -357,6 +357,26 @@ TEST_F(OwnTasks, ErrorsNameTheLineAndTheField) {
   }
   EXPECT_EQ(error_of([&] { read("\n"); }), cat("[tasks] ", path_, ": expected a question a line, got an empty file"));
   EXPECT_NE(error_of([&] { read_family("/nowhere.jsonl"); }).find("/nowhere.jsonl"), std::string::npos);
+}
+
+TEST_F(OwnTasks, SayHowTheyAreVerified) {
+  auto family = read(R"({"prompt": "2+2", "answer": 4, "verify": "number"})");
+  bool train = split_of("2+2") == Split::train;
+  auto task = family->task(train ? Split::train : Split::test, 1, 1);
+  EXPECT_EQ(task.data["given"], Json({{"verify", "number"}, {"answer", 4}}));
+  for (auto [line, says] : std::vector<std::pair<std::string, std::string>>{
+           {R"({"prompt": "a", "answer": "4", "verify": "number"})", R"(field "answer": expected a number, got "4")"},
+           {R"({"prompt": "a", "answer": 4, "verify": "regex"})", R"(expected a pattern, got 4)"},
+           {R"({"prompt": "a", "answer": [], "verify": "rubric"})", R"(expected a list of texts)"},
+           {R"({"prompt": "a", "answer": ["b", {"text": "c", "weight": 0}], "verify": "rubric"})", R"(expected a list of texts)"},
+           {R"({"prompt": "a", "answer": 4, "verify": "schema"})", R"(expected a JSON Schema)"},
+           {R"({"prompt": "a", "answer": 4, "verify": "luck"})",
+            R"(expected exact, number, regex, schema or rubric, got "luck")"}}) {
+    auto error = error_of([&, line = line] { read(line); });
+    EXPECT_NE(error.find(says), std::string::npos) << error;
+  }
+  write_file_atomic(path_, R"({"prompt": "1+1", "answer": "2"})");
+  EXPECT_EQ(&fulgur::family(path_), &fulgur::family(path_)) << "read once";
 }
 
 TEST_F(OwnTasks, OfOneLineHaveOneSplit) {

@@ -10,13 +10,14 @@ namespace fulgur {
 namespace fs = std::filesystem;
 
 void save_checkpoint(const fs::path& folder, Transformer& model, const Optimizer* optimizer, const fs::path& tokenizer,
-                     const CheckpointState& state) {
+                     const CheckpointState& state, const std::map<std::string, std::string>& more) {
   CheckpointWriter writer(folder);
   const auto& to = writer.folder();
   writer.add("config.json", write_file_atomic(to / "config.json", config_json(model.config()).dump(2) + "\n"));
   writer.add("tokenizer.json", write_file_atomic(to / "tokenizer.json", read_file(tokenizer)));
   for (const auto& [file, sum] : write_weights(to, export_weights(model.config(), model.weights()))) writer.add(file, sum);
   if (optimizer) writer.add("optimizer.safetensors", write_safetensors(to / "optimizer.safetensors", optimizer->state()));
+  for (const auto& [file, bytes] : more) writer.add(file, write_file_atomic(to / file, bytes));
   writer.commit(state);
 }
 

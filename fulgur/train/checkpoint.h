@@ -14,9 +14,10 @@
 
 namespace fulgur {
 
-// Whole or absent, whatever happens. `optimizer` may be null.
+// Whole or absent, whatever happens. `optimizer` may be null; `more` are other files' bytes, by name.
 void save_checkpoint(const std::filesystem::path& folder, Transformer& model, const Optimizer* optimizer,
-                     const std::filesystem::path& tokenizer, const CheckpointState& state);
+                     const std::filesystem::path& tokenizer, const CheckpointState& state,
+                     const std::map<std::string, std::string>& more = {});
 
 // A model as inference reads it (pack_weights), in one file that open() maps: config.json says how it was packed, and
 // packed.safetensors has the weights. `folder` must exist. Bytes of weights.
