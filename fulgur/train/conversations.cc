@@ -12,11 +12,13 @@
 
 namespace fulgur {
 
-Conversations::Conversations(std::vector<Sample> samples, BatchSource& text, double text_share, int64_t context, uint64_t seed)
+Conversations::Conversations(std::vector<Sample> samples, BatchSource& text, double text_share, int64_t context,
+                             int64_t step_sequences, uint64_t seed)
     : samples_(std::move(samples)),
       text_(text),
       text_share_(text_share),
       context_(context),
+      step_sequences_(step_sequences),
       seed_(seed) {
   FULGUR_CHECK(text_share < 1, "[sft] text_share: expected less than 1, got ", text_share);
   packed(0);
@@ -48,10 +50,19 @@ const std::vector<size_t>& Conversations::sequence(int64_t number) {
   return packed(epoch)[number - first_[epoch]];
 }
 
+bool Conversations::is_text(int64_t step) const { return text_steps_before(step + 1) > text_steps_before(step); }
+
+int64_t Conversations::text_steps_before(int64_t step) const { return int64_t(std::floor(double(step) * text_share_)); }
+
+// Sequences of text among the first ones.
+int64_t Conversations::text_before(int64_t number) const {
+  int64_t step = number / step_sequences_;
+  return text_steps_before(step) * step_sequences_ + (is_text(step) ? number % step_sequences_ : 0);
+}
+
 TrainBatch Conversations::get(int64_t first, int64_t count) {
   std::vector<int32_t> tokens, next, next2, starts{0};
   std::vector<int64_t> lengths;
-  auto text_before = [&](int64_t n) { return int64_t(std::floor(double(n) * text_share_)); };
   int64_t texts = text_before(first + count) - text_before(first);
   for (int64_t n = first; n < first + count; ++n) {
     if (text_before(n + 1) > text_before(n)) continue;

@@ -27,21 +27,26 @@ std::vector<Sample> samples_of(const std::vector<Message>& messages, ThinkingMod
 std::vector<Sample> read_conversations(const std::filesystem::path& path, const Tokenizer& tokenizer, int64_t longest);
 
 // Samples packed into sequences of at most `context` tokens, none of them cut, each seeing itself alone; `text_share` of the
-// sequences are `text`'s instead. A function of its inputs and the sequence number alone.
+// steps, of `step_sequences` each, are `text`'s instead: whole steps, since a sequence of text has many times the targets of one
+// of answers and would drown it. A function of its inputs and the sequence number alone.
 class Conversations : public BatchSource {
  public:
-  Conversations(std::vector<Sample> samples, BatchSource& text, double text_share, int64_t context, uint64_t seed);
+  Conversations(std::vector<Sample> samples, BatchSource& text, double text_share, int64_t context, int64_t step_sequences,
+                uint64_t seed);
   TrainBatch get(int64_t first, int64_t count) override;
+  bool is_text(int64_t step) const;
   int64_t sequences_per_epoch() const override;  // of the first epoch: shuffled otherwise, samples may fill more or fewer
 
  private:
   const std::vector<std::vector<size_t>>& packed(int64_t epoch);
   const std::vector<size_t>& sequence(int64_t number);
+  int64_t text_steps_before(int64_t step) const;
+  int64_t text_before(int64_t number) const;
 
   std::vector<Sample> samples_;
   BatchSource& text_;
   double text_share_;
-  int64_t context_;
+  int64_t context_, step_sequences_;
   uint64_t seed_;
   std::vector<int64_t> first_{0};              // sequence of each epoch known so far, and of the next
   std::vector<std::vector<size_t>> of_epoch_;  // of the epoch read last

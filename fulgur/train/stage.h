@@ -37,7 +37,7 @@ struct StageConfig {
   double mtp_weight = 0.3;
   double balance_weight = 1e-4;  // sequence-wise balance loss
   double bias_speed = 1e-3;      // auxiliary-loss-free balancing: step of the correction bias
-  double text_share = 0.25;   // sft: share of the sequences that are text of the earlier stages, so that none of it is forgotten
+  double text_share = 0.25;   // sft: share of the steps that are text of the earlier stages, so that none of it is forgotten
   std::string dtype = "f32";  // f32 | bf16 compute; masters are f32
   uint64_t seed = 1;
 
@@ -48,7 +48,7 @@ struct StageConfig {
   int64_t valid_sequences = 4;       // held-out sequences whose loss is measured at each checkpoint; 0: none
   int64_t probe_every = 50;          // steps between recall and attention-mass probes of one sequence; 0: never
   std::string on_bad_step = "stop";  // stop | skip: what a NaN, an infinity or a loss spike does; 10 in a row always stop
-  double spike = 2;                  // a loss above this many times the median of the last 32 is a spike; 0: none is
+  double spike = 2;                  // a loss this many times the median of the last 32, and .5 above it, is a spike; 0: none is
   double hang_seconds = 1800;        // a step that takes longer ends the process; 0: none does
 };
 

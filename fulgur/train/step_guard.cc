@@ -9,6 +9,7 @@
 namespace fulgur {
 
 constexpr size_t kRemembered = 32;
+constexpr double kNoise = 0.5;  // nats: of losses near 0 one is soon many times another
 
 std::string StepGuard::judge(double loss, const Optimizer::Norms& norms) {
   std::string bad;
@@ -19,7 +20,7 @@ std::string StepGuard::judge(double loss, const Optimizer::Norms& norms) {
     std::vector<double> sorted(losses_.begin(), losses_.end());
     std::nth_element(sorted.begin(), sorted.begin() + kRemembered / 2, sorted.end());
     double median = sorted[kRemembered / 2];
-    if (loss > spike_ * median)
+    if (loss > spike_ * median && loss > median + kNoise)
       bad = cat("expected a loss below ", spike_, " times the last ones' median ", median, ", got ", loss);
   }
   bad_in_a_row_ = bad.empty() ? 0 : bad_in_a_row_ + 1;

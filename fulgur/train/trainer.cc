@@ -48,7 +48,8 @@ class StageRun {
         tokenizer_(inputs.data / "tokenizer.json"),
         model_(load_model(start_.folder, /*share_mtp=*/true, start_.resumed ? Json::object() : inputs.config)),
         optimizer_(model_.weights(), config),
-        guard_(config) {
+        guard_(config),
+        text_guard_(config) {
     check_inputs();
     if (config.kind == StageKind::sft) read_messages();
     if (start_.resumed) resume();
@@ -82,7 +83,7 @@ class StageRun {
   Tokenizer tokenizer_;
   Transformer model_;
   Optimizer optimizer_;
-  StepGuard guard_;
+  StepGuard guard_, text_guard_;  // the second is sft's: steps of text have losses of their own
   Stragglers stragglers_;
   double peak_flops_ = 0;  // the limit of share_of_peak, measured at the start of every call
   int64_t step_ = 0;       // steps done
@@ -114,8 +115,8 @@ void StageRun::read_messages() {
     std::fprintf(stderr, "sft       %zu samples: %lld tokens on average, %lld at most, prompts %lld at most, %.0f %% learned\n",
                  samples.size(), static_cast<long long>(tokens) / static_cast<long long>(samples.size()),
                  static_cast<long long>(longest), static_cast<long long>(prompt), 100.0 * double(learned) / double(tokens));
-  conversations_ =
-      std::make_unique<Conversations>(std::move(samples), batches_, config_.text_share, config_.context, config_.seed);
+  conversations_ = std::make_unique<Conversations>(std::move(samples), batches_, config_.text_share, config_.context,
+                                                   config_.batch_tokens / config_.context, config_.seed);
 }
 
 // Everything the result is a function of, but the step.
@@ -147,6 +148,7 @@ void StageRun::resume() {
     FULGUR_CHECK(sequence == expected || inputs_.force, "[checkpoint] ", start_.folder.string(), ": progress.sequence: expected ",
                  expected, " at step ", state.step, ", got ", sequence);
     guard_.load_state(state.progress.at("guard"));
+    if (conversations_) text_guard_.load_state(state.progress.at("text_guard"));
   } catch (const Json::exception& error) {
     throw InputError(
         cat("[checkpoint] ", start_.folder.string(), ": progress: expected sequence and guard, got: ", error.what()));
@@ -171,6 +173,7 @@ Json StageRun::metrics_line(const StepSums& sums, const Optimizer::Norms& norms)
                {"step", step_},
                {"tokens", (step_ + 1) * config_.batch_tokens},
                {"lr", config_.lr * schedule_share(config_, step_)}};
+  if (conversations_) line["of"] = conversations_->is_text(step_) ? "text" : "conversations";
   if (config_.kind != StageKind::warmup) {
     line["loss"] = shown_loss(config_, sums);
     line["bits_per_byte"] = sums.nll / std::log(2.0) / double(std::max<int64_t>(1, sums.text_bytes));
@@ -215,7 +218,8 @@ double StageRun::valid_loss() {
 
 // Takes the step, or says in `line` why not; throws where a bad step stops the run.
 bool StageRun::take_step(const StepSums& sums, const Optimizer::Norms& norms, const std::vector<TrainBatch>& parts, Json& line) {
-  auto bad = guard_.judge(shown_loss(config_, sums), norms);
+  auto& guard = conversations_ && conversations_->is_text(step_) ? text_guard_ : guard_;
+  auto bad = guard.judge(shown_loss(config_, sums), norms);
   if (bad.empty()) {
     optimizer_.step(step_, norms);
     balance_experts(model_.weights(), config_, sums);
@@ -226,7 +230,7 @@ bool StageRun::take_step(const StepSums& sums, const Optimizer::Norms& norms, co
   std::string text = cat("[train] stage ", name_, " step ", step_, ": ", bad);
   for (int r = 0; r < group_.size(); ++r)
     if (r == 0 || where[r] != where[0]) text += cat("\n  ", group_.size() > 1 ? group_.name(r) + ": " : "", where[r]);
-  if (config_.on_bad_step == "stop" || guard_.bad_in_a_row() > kMostBadSteps)
+  if (config_.on_bad_step == "stop" || guard.bad_in_a_row() > kMostBadSteps)
     throw InputError(text, cat("the last good checkpoint is ", checkpoint_.empty() ? "none" : checkpoint_.string(),
                                "; --resume with --on-bad-step skip leaves such steps out, --init CKPT begins anew from it"));
   line["skipped"] = text;
@@ -243,6 +247,7 @@ void StageRun::save(Metrics* metrics) {
                      {"epoch", epoch},
                      {"streams", Json::array({{{"name", cat("batches.epoch.", epoch)}, {"seed", config_.seed}, {"counter", 0}}})},
                      {"guard", guard_.state()}};
+    if (conversations_) progress["text_guard"] = text_guard_.state();
     metrics->sync();
     save_checkpoint(checkpoint_, model_, &optimizer_, inputs_.data / "tokenizer.json",
                     {name_, step_, facts(), progress, std::exchange(valid_loss_, {})});
