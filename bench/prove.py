@@ -40,6 +40,8 @@ when every check holds. Topics, with what they need beyond the build:
   estimators  the RL objective's golden vectors and gradients; bias and variance of every KL estimator, exact
   learning  two-hop lookup through tools, three seeds of recipes/tools.toml: pass rates, fresh names, text (about 50 minutes)
   exact     100 RL steps in f32 and bf16: difference 0; 50 steps on one thread, two, and killed: equal weights (about 10 minutes)
+  skills    the same from one base with a calculator, letters to reverse, sums: curves (about 15 minutes)
+  indexer   reinforcement learning with the indexer trained by its KL, and frozen (about 8 minutes)
   stabilisers  each switched off in a run that needs it: 16 steps stale, 8-bit sampler, top-p .8 (about 15 minutes)
   throughput   a GRPO step beside TRL's and a plain PyTorch loop's (installs trl into the build folder; about 10 minutes)
 """

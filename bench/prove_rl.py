@@ -1,4 +1,5 @@
-"""Topics of ./dev prove about reinforcement learning: estimators, learning, exact, stabilisers, throughput."""
+"""Topics of ./dev prove about reinforcement learning: estimators, learning, exact, skills, indexer,
+stabilisers, throughput."""
 import json
 import os
 import pathlib
@@ -190,6 +191,71 @@ def throughput():
               [["--micro", n, "--attention", attention] for n in (16, 64, 256) for attention in ("sdpa", "eager")], lambda said: said["seconds"], 10)
 
 
+SKILLS = """scale = 1
+vocab_size = 1024
+[model]
+max_position_embeddings = 1024
+[sft]
+tokens = "%s"
+context = 1024
+batch_tokens = 2048
+micro_tokens = 2048
+lr = 2e-3
+indexer_lr = 1e-3
+schedule = "linear"
+text_share = 0.3
+[rl]
+prompts = 16
+group = 16
+context = 1024
+max_tokens = 96
+max_answers = 4
+lr = 1e-4
+eval_every = 10
+eval_tasks = 1000
+"""
+
+
+# Other families from the same base: the calculator must reach .95; reversal and addition are curves to look at.
+def skills():
+    base = max((tools() / "checkpoints").glob("sparse-*"))
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        for task, tokens, hasty, steps, bar in (("calculator", "1.2M", .5, 40, .95), ("reverse:2", "600k", 0, 40, .8), ("arithmetic", "1.2M", 0, 40, .8)):
+            recipe, out, name = folder / "skills.toml", folder / task.replace(":", "-"), task.split(":")[0]
+            recipe.write_text(SKILLS % tokens)
+            demos = folder / "demos.jsonl"
+            demos.write_text(fulgur("tasks", "demos", task, "--count", 8000, "--hasty", hasty))
+            fulgur("train", "sft", recipe, "--out", out, "--init", base, "--data", tools() / "data", "--messages", demos)
+            fulgur("train", "rl", recipe, "--out", out, "--tasks", task, "--steps", steps)
+            for line in of(out, "rl-eval"):
+                p = line["pass"][name]["test"]
+                print(f"        {task}, behind {line['step'] * 256:5d} rollouts: {p['rate']:.3f} ({p['low']:.3f} to {p['high']:.3f}) of {p['tasks']}")
+            last, mismatch = of(out, "rl-eval")[-1]["pass"][name]["test"]["rate"], max(line["mismatch"] for line in of(out, "rl"))
+            check(f"skills: {task} at the end", f">= {bar}", f"{last:.3f}", last >= bar)
+            check(f"skills: {task}, difference of log-probabilities", "0", mismatch, mismatch == 0)
+
+
+# The same run with the indexer trained by its own KL, and frozen: what it selects in 16 held-out episodes at the end.
+def indexer():
+    sft = max((tools() / "checkpoints").glob("sft-*"))
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {}
+        for name, strength in (("trained", 1), ("frozen", 0)):
+            out = pathlib.Path(folder) / name
+            fulgur("train", "rl", RECIPE, "--init", sft, "--out", out, "--indexer-kl", strength, "--eval-every", 0)
+            evals = of(out, "rl-eval")
+            for when, line in (("before", evals[0]), ("behind", evals[-1])):
+                rows[name, when] = line["indexer"]["lookup2"]
+                print(f"        {name}, {when}: pass {line['pass']['lookup2']['test']['rate']:.3f}; " + "; ".join(
+                    f"{key} " + " ".join(f"{value:.3f}" for value in rows[name, when][key]) for key in ("kl", "recall", "mass")))
+    mean = lambda name, key: sum(rows[name, "behind"][key]) / len(rows[name, "behind"][key])
+    check("indexer: KL of trained and frozen at the end", "lower trained", f"{mean('trained', 'kl'):.4f}, {mean('frozen', 'kl'):.4f}",
+          mean("trained", "kl") < mean("frozen", "kl"))
+    check("indexer: recall of trained and frozen at the end", "higher trained", f"{mean('trained', 'recall'):.4f}, {mean('frozen', 'recall'):.4f}",
+          mean("trained", "recall") > mean("frozen", "recall"))
+
+
 def trl_packages():
     packages = BUILD / "trl"
     if not (packages / "trl").exists():
@@ -199,4 +265,4 @@ def trl_packages():
     return packages
 
 
-TOPICS = [estimators, learning, exact, stabilisers, throughput]
+TOPICS = [estimators, learning, exact, skills, indexer, stabilisers, throughput]

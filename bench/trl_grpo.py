@@ -24,7 +24,8 @@ from trl import GRPOConfig, GRPOTrainer
 def words(vocab_size):
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab_size)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", eos_token="w1", padding_side="left")
+    # What would end an answer is outside the model's vocabulary, so that nothing but its length does.
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", eos_token="<end>", padding_side="left")
 
 
 def active_parameters(c):
@@ -44,9 +45,7 @@ def llama(c, attention):
     config = transformers.LlamaConfig(vocab_size=c["vocab_size"], hidden_size=D, intermediate_size=width, num_hidden_layers=layers,
                                       num_attention_heads=H, num_key_value_heads=H, max_position_embeddings=4096, pad_token_id=0,
                                       bos_token_id=None, eos_token_id=None, attn_implementation=attention)
-    model = transformers.LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = None  # nothing ends an answer but its length
-    return model
+    return transformers.LlamaForCausalLM(config)
 
 
 class Clock(transformers.TrainerCallback):
@@ -85,9 +84,8 @@ def main():
                               train_dataset=Dataset.from_dict({"prompt": [prompt() for _ in range(args.prompts * (args.steps + 1))]}),
                               callbacks=[clock])
         trainer.train()
-        lengths = {len(text.split()) for text in trainer._logs["completion"]} if hasattr(trainer, "_logs") else set()
     print(json.dumps({"seconds": statistics.median(clock.seconds[1:]), "parameters": sum(p.numel() for p in trainer.model.parameters()),
-                      "words": sorted(lengths)}))
+                      "steps": len(clock.seconds)}))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ TEST_F(Reinforcement, EveryLogProbabilityIsTheSamplersAndTheWeightsDoNotDependOn
   EXPECT_GT(lines[0]["matched_tokens"], 100);
   EXPECT_LT(lines[0]["kept_mass"], 1);  // top-p was at work
   EXPECT_THAT(read_file(folder / "one/episodes/rl-00000000.jsonl"), HasSubstr("\"role\":\"tool\""));
-  EXPECT_EQ(metrics("one", "rl-eval").size(), 2u);
+  auto evals = metrics("one", "rl-eval");
+  ASSERT_EQ(evals.size(), 2u);
+  for (auto measure : {"kl", "recall", "mass"}) EXPECT_EQ(evals[1]["indexer"]["lookup"][measure].size(), 2u) << measure;
   EXPECT_THAT(read_file(folder / "base/report.html"), HasSubstr("behind step 1"));
   EXPECT_TRUE(fs::exists(folder / "one/episodes/rl-00000006.jsonl"));
   EXPECT_NE(weights("one"), weights("one", 4));

@@ -1,5 +1,10 @@
 #include "fulgur/rl/trainer.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/mean.h>
+#include <ATen/ops/tensor.h>
+#include <c10/core/GradMode.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -11,6 +16,7 @@
 #include "fulgur/base/progress.h"
 #include "fulgur/base/random.h"
 #include "fulgur/io/safetensors.h"
+#include "fulgur/model/probe.h"
 #include "fulgur/rl/collector.h"
 #include "fulgur/rl/update.h"
 #include "fulgur/train/checkpoint.h"
@@ -61,6 +67,7 @@ class RlRun {
   Json metrics_line(const RolloutSums& r, const UpdateSums& u) const;
   void save(Metrics* metrics);
   Json evaluate();
+  Json probe(const std::vector<Member>& episodes) const;
 
   RlConfig config_;
   RlInputs inputs_;
@@ -110,7 +117,8 @@ std::vector<std::vector<UpdatePart>> RlRun::parts(const Rollouts& rollouts) cons
 void RlRun::remember_proximal(std::vector<Member>& members) const {
   for (auto& member : members) {
     if (member.sampled() == 0) continue;
-    auto all = policy_log_probs(model_, config_, policy_rows(model_.config(), {&member}, config_), /*replayed=*/true);
+    auto all =
+        policy_log_probs(model_, config_, policy_rows(model_.config(), {&member}, config_.keep_sampling_mask), /*replayed=*/true);
     size_t at = 0;
     for (auto& segment : member.segments) {
       segment.proximal.assign(all.begin() + at, all.begin() + at + segment.drawn.size());
@@ -220,6 +228,7 @@ Json RlRun::evaluate() {
   for (const auto& kind : task_kinds(config_.tasks))
     for (Split split : {Split::test, Split::fresh}) {
       auto result = pass_rate(model_, tokenizer_, config_, kind, split, config_.eval_tasks);
+      if (split == Split::test) line["indexer"][kind.family->name()] = probe(result.episodes);
       line["pass"][kind.family->name()][split_name(split)] = {
           {"rate", result.rate}, {"low", result.low}, {"high", result.high}, {"tasks", result.tasks}, {"length", result.length}};
       for (size_t i = 0; i < std::min<size_t>(16, result.episodes.size()); ++i) {
@@ -236,6 +245,25 @@ Json RlRun::evaluate() {
   fs::create_directories(inputs_.run / "episodes");
   write_file_atomic(inputs_.run / "episodes" / (checkpoint_folder("", kStage, step_).filename().string() + ".jsonl"), episodes);
   return line;
+}
+
+// The indexers on some episodes, by layer: recall and attention mass of their keys, and KL, trained or not.
+Json RlRun::probe(const std::vector<Member>& episodes) const {
+  c10::AutoGradMode no_grad(false);
+  std::vector<int32_t> tokens;
+  std::vector<int64_t> lengths;
+  for (size_t i = 0; i < std::min<size_t>(16, episodes.size()); ++i)
+    for (const auto& segment : episodes[i].segments) {
+      tokens.insert(tokens.end(), segment.tokens.begin(), segment.tokens.end());
+      lengths.push_back(int64_t(segment.tokens.size()));
+    }
+  auto batch = pack_documents(at::tensor(tokens, at::kInt), lengths);
+  std::vector<LayerLosses> losses;
+  model_.forward(batch, {.indexer_kl = true}, nullptr, &losses);
+  Json kl = Json::array(), recall = Json::array(), mass = Json::array();
+  for (const auto& of : losses) kl.push_back(of.kl_N.mean().item<double>());
+  for (const auto& q : probe_indexer(model_, batch, {})) recall.push_back(q.recall), mass.push_back(q.mass);
+  return {{"kl", kl}, {"recall", recall}, {"mass", mass}};
 }
 
 void RlRun::save(Metrics* metrics) {

@@ -13,25 +13,6 @@
 namespace fulgur {
 namespace {
 
-// A layer's choices for all documents, one behind another; ids of keys count from their document's first row.
-at::Tensor layer_choices(const std::vector<const Choices*>& documents, int64_t layer, bool keys) {
-  std::vector<int32_t> ids;
-  int64_t rows = 0, k = documents[0]->k;
-  for (const Choices* of : documents) {
-    const int32_t* from = of->ids.data() + layer * of->positions * of->k;
-    for (int64_t i = 0; i < of->positions * of->k; ++i) ids.push_back(keys && from[i] >= 0 ? int32_t(from[i] + rows) : from[i]);
-    rows += of->positions;
-  }
-  return at::tensor(ids, at::kInt).view({rows, k});
-}
-
-std::vector<const Segment*> segments_of(const std::vector<const Member*>& members) {
-  std::vector<const Segment*> out;
-  for (const Member* member : members)
-    for (const auto& segment : member->segments) out.push_back(&segment);
-  return out;
-}
-
 ForwardOptions forward_options(const RlConfig& rl, const Replay* replay) {
   return {.type = rl.dtype == "bf16" ? at::kBFloat16 : at::kFloat, .replay = replay};
 }
@@ -78,8 +59,9 @@ class Normaliser {
 };
 
 // Where training and sampler part: the first layer whose choices differ when it is left to itself.
-std::string first_difference(const Transformer& model, const RlConfig& rl, const PolicyRows& rows) {
+std::string first_difference(const Transformer& model, const RlConfig& rl, const std::vector<const Member*>& members) {
   c10::AutoGradMode no_grad(false);
+  auto rows = policy_rows(model.config(), members, rl.keep_sampling_mask);
   Trace trace;
   auto options = forward_options(rl, nullptr);
   options.trace = &trace;
@@ -135,40 +117,6 @@ void UpdateSums::add(const UpdateSums& other) {
 
 void Match::add(const Match& other) { mismatch = std::max(mismatch, other.mismatch), tokens += other.tokens; }
 
-PolicyRows policy_rows(const ModelConfig& config, const std::vector<const Member*>& members, const RlConfig& rl) {
-  PolicyRows out;
-  std::vector<int32_t> tokens, targets, offsets{0}, kept;
-  std::vector<int64_t> lengths, rows;
-  std::vector<const Choices*> experts, selected;
-  for (const Member* member : members) {
-    out.counts.push_back(member->sampled());
-    for (const auto& segment : member->segments) {
-      int64_t first = int64_t(tokens.size()), length = int64_t(segment.tokens.size()) - 1;
-      tokens.insert(tokens.end(), segment.tokens.begin(), segment.tokens.end() - 1);
-      lengths.push_back(length);
-      experts.push_back(&segment.record.experts), selected.push_back(&segment.record.selected);
-      for (size_t i = 0; i < segment.drawn.size(); ++i) {
-        rows.push_back(first + segment.drawn[i] - 1), targets.push_back(segment.tokens[segment.drawn[i]]);
-        if (rl.keep_sampling_mask)
-          kept.insert(kept.end(), segment.kept.begin() + segment.kept_offsets[i],
-                      segment.kept.begin() + segment.kept_offsets[i + 1]);
-        offsets.push_back(int32_t(kept.size()));
-      }
-      out.old.insert(out.old.end(), segment.log_prob.begin(), segment.log_prob.end());
-      out.proximal.insert(out.proximal.end(), segment.proximal.begin(), segment.proximal.end());
-    }
-  }
-  out.batch = pack_documents(at::tensor(tokens, at::kInt), lengths);
-  out.rows = at::tensor(rows, at::kLong), out.targets = at::tensor(targets, at::kInt);
-  out.kept = {at::tensor(offsets, at::kInt), at::tensor(kept, at::kInt)};
-  for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
-    out.replay.experts_Nk.push_back(config.is_moe(i) ? layer_choices(experts, i - config.first_k_dense_replace, /*keys=*/false)
-                                                     : at::Tensor());
-    out.replay.selected_NK.push_back(layer_choices(selected, i, /*keys=*/true));
-  }
-  return out;
-}
-
 std::vector<float> policy_log_probs(const Transformer& model, const RlConfig& rl, const PolicyRows& rows, bool replayed) {
   c10::AutoGradMode no_grad(false);
   Replay replay = replayed ? kept_choices(rl, rows.replay) : Replay();
@@ -179,7 +127,7 @@ std::vector<float> policy_log_probs(const Transformer& model, const RlConfig& rl
 namespace {
 
 // The exactness this project is for: what was drawn with these very weights has the very probability it was drawn with.
-Match match(const Transformer& model, const RlConfig& rl, const std::vector<const Member*>& members, const PolicyRows& rows,
+Match match(const Transformer& model, const RlConfig& rl, const std::vector<const Member*>& members,
             const std::vector<float>& now, int64_t version) {
   Match out;
   size_t at = 0;
@@ -187,11 +135,11 @@ Match match(const Transformer& model, const RlConfig& rl, const std::vector<cons
     for (const auto& segment : members[m]->segments)
       for (size_t i = 0; i < segment.drawn.size(); ++i, ++at) {
         if (segment.version[i] != version) continue;
-        double difference = std::fabs(double(now[at]) - rows.old[at]);
+        double difference = std::fabs(double(now[at]) - segment.log_prob[i]);
         out.add({difference, 1});
         FULGUR_CHECK(!rl.exact || difference == 0, "[rl] member ", m, " of a group, token ", segment.drawn[i],
-                     " of its segment: expected the sampler's log-probability ", rows.old[at], ", got ", now[at], "; ",
-                     first_difference(model, rl, rows), "\n  hint: --exact false goes on; please report it");
+                     " of its segment: expected the sampler's log-probability ", segment.log_prob[i], ", got ", now[at], "; ",
+                     first_difference(model, rl, members), "\n  hint: --exact false goes on; please report it");
       }
   return out;
 }
@@ -200,8 +148,8 @@ Match match(const Transformer& model, const RlConfig& rl, const std::vector<cons
 
 Match match_own_version(const Transformer& model, const RlConfig& rl, const std::vector<const Member*>& members,
                         int64_t version) {
-  auto rows = policy_rows(model.config(), members, rl);
-  return match(model, rl, members, rows, policy_log_probs(model, rl, rows, /*replayed=*/false), version);
+  auto rows = policy_rows(model.config(), members, rl.keep_sampling_mask);
+  return match(model, rl, members, policy_log_probs(model, rl, rows, /*replayed=*/false), version);
 }
 
 namespace {
@@ -209,7 +157,8 @@ namespace {
 // One part's loss, ready for backward(), and its measures.
 at::Tensor part_loss(Transformer& model, const RlConfig& rl, const UpdatePart& part, const Normaliser& normaliser,
                      int64_t version, const Transformer* reference, double all_rows, UpdateSums& sums) {
-  auto rows = policy_rows(model.config(), part.members, rl);
+  auto rows =
+      policy_rows(model.config(), part.members, rl.keep_sampling_mask, rl.keep_selection ? RowLayout::shared : RowLayout::apart);
   Replay replay = kept_choices(rl, rows.replay);
   auto options = forward_options(rl, &replay);
   options.indexer_kl = rl.indexer_kl > 0;
@@ -217,10 +166,12 @@ at::Tensor part_loss(Transformer& model, const RlConfig& rl, const UpdatePart& p
   auto hidden_ND = drawn_hidden(model, rows, options, &losses);
   auto [log_prob_N, entropy_N] = ops::kept_log_prob(hidden_ND, model.weights().lm_head, rows.targets, rows.kept, rl.temperature);
   auto now = values(log_prob_N);
-  sums.match = match(model, rl, part.members, rows, now, version);
+  sums.match = match(model, rl, part.members, now, version);
 
   std::vector<float> of_reference;
-  if (reference && rl.objective.kl_coefficient > 0) of_reference = policy_log_probs(*reference, rl, rows, /*replayed=*/false);
+  if (reference && rl.objective.kl_coefficient > 0)
+    of_reference =
+        policy_log_probs(*reference, rl, policy_rows(model.config(), part.members, rl.keep_sampling_mask), /*replayed=*/false);
   std::vector<double> weight;
   for (size_t m = 0; m < part.members.size(); ++m) weight.push_back(normaliser.weight(part, rows.counts[m]));
   auto measured = objective(rl.objective, {now, rows.old, of_reference, rows.proximal, rows.counts, part.advantage, weight});
@@ -228,10 +179,10 @@ at::Tensor part_loss(Transformer& model, const RlConfig& rl, const UpdatePart& p
   auto loss = (log_prob_N * at::tensor(measured.gradient)).sum();
   measured.gradient.clear();
   sums.objective = measured;
-  sums.rows = double(rows.batch.tokens_N.size(0));
+  sums.rows = rows.copies_N.sum().item<double>();
   for (size_t i = 0; i < losses.size(); ++i) {
     if (!losses[i].kl_N.defined()) continue;
-    auto kl = losses[i].kl_N.sum();
+    auto kl = (losses[i].kl_N * rows.copies_N).sum();
     sums.kl[i] = kl.item<double>();
     loss = loss + kl * (rl.indexer_kl / (all_rows * double(losses.size())));
   }
@@ -241,7 +192,8 @@ at::Tensor part_loss(Transformer& model, const RlConfig& rl, const UpdatePart& p
 double rows_of(const std::vector<UpdatePart>& parts, ProcessGroup& group) {
   double rows = 0, all = 0;
   for (const auto& part : parts)
-    for (const Segment* segment : segments_of(part.members)) rows += double(segment->tokens.size()) - 1;
+    for (const Member* member : part.members)
+      for (const auto& segment : member->segments) rows += double(segment.tokens.size()) - 1;
   for (const auto& of : group.gather(std::vector<double>{rows})) all += of[0];
   return std::max(1.0, all);
 }
@@ -297,7 +249,7 @@ UpdateSums accumulate_policy_gradients(Transformer& model, const RlConfig& rl, c
 
 ChangedChoices changed_choices(const Transformer& model, const RlConfig& rl, const UpdatePart& part) {
   c10::AutoGradMode no_grad(false);
-  auto rows = policy_rows(model.config(), part.members, rl);
+  auto rows = policy_rows(model.config(), part.members, rl.keep_sampling_mask);
   Trace trace;
   auto options = forward_options(rl, nullptr);
   options.trace = &trace;

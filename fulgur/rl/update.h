@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "fulgur/model/transformer.h"
-#include "fulgur/ops/log_prob/log_prob.h"
 #include "fulgur/rl/config.h"
+#include "fulgur/rl/policy_rows.h"
 #include "fulgur/rl/rollout.h"
 #include "fulgur/train/parallel.h"
 
@@ -16,18 +16,6 @@ struct UpdatePart {
   std::vector<const Member*> members;
   std::vector<double> advantage;
 };
-
-// Members as the rows of one batch; segments are its documents. A document has a row for each token but the last.
-struct PolicyRows {
-  Batch batch;
-  Replay replay;                // what the sampler chose, one entry a layer of the model
-  at::Tensor rows, targets;     // int64 rows whose next token was drawn; int32, that token
-  ops::Kept kept;               // what it was drawn among
-  std::vector<float> old;       // its log-probability then,
-  std::vector<float> proximal;  // and before the step's updates
-  std::vector<int64_t> counts;  // drawn tokens of each member
-};
-PolicyRows policy_rows(const ModelConfig& config, const std::vector<const Member*>& members, const RlConfig& rl);
 
 // Log-probabilities of training beside the sampler's, of tokens drawn with these very weights.
 struct Match {

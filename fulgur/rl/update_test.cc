@@ -150,7 +150,7 @@ void expect_equal(const Member& a, const Member& b) {
 
 TEST_F(UpdateTest, ManyTurnsMakeTheEpisodesOfOneGo) {
   auto expected = rolled_out();
-  for (int64_t tokens : {1, 7}) {
+  for (int64_t tokens : {5, 16}) {
     std::vector<Member> members;
     for (auto& attempt : attempts()) members.push_back({.attempt = attempt});
     int turns = 0;
@@ -239,6 +239,40 @@ TEST_F(UpdateTest, BatchFilesKeepAllOfAMember) {
   EXPECT_THAT(says("choices", [](at::Tensor& t) { t[1] = 7; }), HasSubstr("choices of this model"));
   EXPECT_THAT(says("version", [](at::Tensor& t) { t = t.to(at::kFloat); }), HasSubstr("a list version of Long"));
   EXPECT_THAT(says("members", [](at::Tensor& t) { t[0] = '['; }), HasSubstr("member 0"));
+}
+
+// The rows of a prompt that a group shares are there once: the same log-probabilities to the bit, the same gradients but for the
+// order of sums.
+TEST_F(UpdateTest, ASharedPromptIsComputedOnce) {
+  auto members = rolled_out();
+  auto parts = parts_of(members);
+  auto shared = policy_rows(config, parts[1].members, true, RowLayout::shared);
+  auto apart = policy_rows(config, parts[1].members, true, RowLayout::apart);
+  int64_t prompt = members[rl.group].segments[0].drawn[0];
+  EXPECT_EQ(shared.batch.tokens_N.size(0), apart.batch.tokens_N.size(0) - (rl.group - 1) * prompt);
+  EXPECT_EQ(shared.copies_N.sum().item<double>(), double(apart.batch.tokens_N.size(0)));
+  EXPECT_EQ(policy_log_probs(model, rl, shared, true), policy_log_probs(model, rl, apart, true));
+
+  update(parts);
+  auto of_shared = gradients();
+  // Members apart: each a part of its own, whose weight is then that of a group.
+  std::vector<UpdatePart> alone_parts;
+  for (const auto& part : parts)
+    for (size_t i = 0; i < part.members.size(); ++i) alone_parts.push_back({{part.members[i]}, {part.advantage[i]}});
+  update(alone_parts);
+  auto of_apart = gradients();
+  auto all = parameters(model.weights());
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (!of_apart[i].defined()) continue;
+    double largest = of_apart[i].abs().max().item<double>();
+    EXPECT_LT((of_apart[i] - of_shared[i]).abs().max().item<double>(), 2e-5 * largest + 1e-9) << all[i].name;
+  }
+
+  auto other = members[rl.group + 1];
+  other.segments[0].record.selected.ids[0] = 1 - other.segments[0].record.selected.ids[0];
+  auto unlike = parts[1].members;
+  unlike[1] = &other;
+  EXPECT_EQ(policy_rows(config, unlike, true, RowLayout::shared).batch.tokens_N.size(0), apart.batch.tokens_N.size(0));
 }
 
 TEST_F(UpdateTest, GradientsDoNotDependOnThreads) {
