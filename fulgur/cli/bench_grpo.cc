@@ -73,8 +73,8 @@ StepFlops step_flops(const ModelConfig& config, const Options& o) {
     (at + 1 < o.prompt_tokens ? prompt : answer) += body;
   }
   answer += head * double(o.max_tokens);
-  double members = double(o.prompts * o.group);
-  return {double(o.prompts) * prompt + members * answer, 3 * members * (prompt + answer)};
+  double forward = double(o.prompts) * (prompt + double(o.group) * answer);
+  return {forward, 3 * forward};
 }
 
 void print_part(const char* name, const std::vector<Sample>& samples, double flops, double tokens, const char* unit) {
@@ -96,7 +96,8 @@ void bench_grpo(const Options& o) {
   ProcessGroup alone;
   Limits limits;
   auto flops = step_flops(config, o);
-  double drawn = double(o.prompts * o.group * o.max_tokens), rows = double(o.prompts * o.group) * double(rl.context - 1);
+  double drawn = double(o.prompts * o.group * o.max_tokens);
+  double rows = double(o.prompts) * double(o.prompt_tokens + o.group * (o.max_tokens - 1));
   std::vector<Sample> rollouts, updates;
   Match match;
   for (int64_t step = 0; step <= o.steps && !g_stop; ++step) {
