@@ -132,16 +132,16 @@ void Collector::reward(const std::vector<Member*>& members) {
 
 // What is not the family's own to say; judges are asked for many answers at once.
 void Collector::verify(const std::vector<Member*>& members) const {
+  std::vector<Member*> asked;
+  for (Member* m : members)
+    if (m->end == "answered" && m->attempt.task.data.is_object() && m->attempt.task.data.contains("given")) asked.push_back(m);
   std::atomic<size_t> next = 0;
   auto work = [&] {
-    for (size_t i = next++; i < members.size(); i = next++) {
-      Member& m = *members[i];
-      if (m.end != "answered" || !m.attempt.task.data.is_object()) continue;
-      if (auto outcome = verifier_(m.attempt.task.data.value("given", Json()), m.conversation)) m.outcome = *outcome;
-    }
+    for (size_t i = next++; i < asked.size(); i = next++)
+      if (auto outcome = verifier_(asked[i]->attempt.task.data["given"], asked[i]->conversation)) asked[i]->outcome = *outcome;
   };
   std::vector<std::future<void>> workers;
-  for (size_t i = 0; i < std::min(kJudgesAtOnce, members.size()); ++i) workers.push_back(std::async(std::launch::async, work));
+  for (size_t i = 0; i < std::min(kJudgesAtOnce, asked.size()); ++i) workers.push_back(std::async(std::launch::async, work));
   for (auto& worker : workers) worker.get();
 }
 

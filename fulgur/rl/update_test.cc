@@ -2,11 +2,13 @@
 #include "fulgur/rl/update.h"
 
 #include <gmock/gmock.h>
+#include <unistd.h>
 
 #include "fulgur/base/threads.h"
 #include "fulgur/engine/testing.h"
 #include "fulgur/io/safetensors.h"
 #include "fulgur/rl/batch_file.h"
+#include "fulgur/rl/collector.h"
 #include "fulgur/text/train_bpe.h"
 
 namespace fulgur {
@@ -239,6 +241,29 @@ TEST_F(UpdateTest, BatchFilesKeepAllOfAMember) {
   EXPECT_THAT(says("choices", [](at::Tensor& t) { t[1] = 7; }), HasSubstr("choices of this model"));
   EXPECT_THAT(says("version", [](at::Tensor& t) { t = t.to(at::kFloat); }), HasSubstr("a list version of Long"));
   EXPECT_THAT(says("members", [](at::Tensor& t) { t[0] = '['; }), HasSubstr("member 0"));
+}
+
+TEST_F(UpdateTest, DifficultiesRiseWithThePassRateAndFallWithIt) {
+  rl.tasks = "count:1-3,reverse:2";
+  auto run = std::filesystem::path(testing::TempDir()) / cat("collector-", getpid());
+  std::filesystem::create_directories(run);
+  Collector collector(rl, run, tokenizer, alone);
+  auto behind = [&](double passed, double valid) {
+    RolloutSums sums;
+    sums.valid_of_kind = {valid, valid}, sums.passed_of_kind = {passed, passed};
+    collector.adapt(sums);
+    return collector.difficulties();
+  };
+  EXPECT_EQ(collector.difficulties(), Json({{"count", 1}})) << "reverse has no range";
+  EXPECT_EQ(behind(8, 10)["count"], 2);
+  EXPECT_EQ(behind(5, 10)["count"], 2);
+  EXPECT_EQ(behind(0, 0)["count"], 2) << "nothing was valid";
+  EXPECT_EQ(behind(10, 10)["count"], 3);
+  EXPECT_EQ(behind(10, 10)["count"], 3) << "the hardest";
+  EXPECT_EQ(behind(2, 10)["count"], 2);
+  behind(0, 10);
+  EXPECT_EQ(behind(0, 10)["count"], 1) << "the easiest";
+  std::filesystem::remove_all(run);
 }
 
 // The rows of a prompt that a group shares are there once: the same log-probabilities to the bit, the same gradients but for the
