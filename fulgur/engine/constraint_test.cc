@@ -91,6 +91,27 @@ TEST_F(ConstraintTest, WithoutAStopTokenItEndsWhereNothingCanFollow) {
   EXPECT_EQ(complete(engine, request).finish, Finish::length);
 }
 
+TEST_F(ConstraintTest, AnAnswerThatHasBegunGoesOnAsItWould) {
+  Engine engine(model, {});
+  Request whole{.prompt = {1, 2}, .max_tokens = 60, .stop_tokens = {kEnd}, .constraint = constraint(json_grammar())};
+  whole.sampling.seed = 4;
+  auto all = complete(engine, whole);
+  ASSERT_GT(all.tokens.size(), 5u);
+  Request rest = whole;
+  for (rest.answered = 0; rest.answered < 5; ++rest.answered) rest.prompt.push_back(all.tokens[rest.answered].id);
+  rest.max_tokens -= 5;
+  auto behind = complete(engine, rest);
+  ASSERT_EQ(behind.tokens.size() + 5, all.tokens.size());
+  for (size_t i = 0; i < behind.tokens.size(); ++i) {
+    EXPECT_EQ(behind.tokens[i].id, all.tokens[i + 5].id);
+    EXPECT_EQ(behind.tokens[i].kept, all.tokens[i + 5].kept);
+  }
+  rest.prompt.back() = kEnd;
+  EXPECT_THROW(engine.submit(rest, [](const Event&) {}), InputError) << "what has begun is none of its texts";
+  rest.answered = 100;
+  EXPECT_THROW(engine.submit(rest, [](const Event&) {}), InputError) << "longer than the prompt";
+}
+
 TEST_F(ConstraintTest, RefusesWhatCannotBeServed) {
   Engine engine(model, {});
   auto submit = [&](Request request) { engine.submit(std::move(request), [](const Event&) {}); };

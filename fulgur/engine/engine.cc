@@ -49,6 +49,19 @@ int64_t context_of(const ModelConfig& config, const EngineOptions& o) {
   return o.max_context > 0 ? std::min(o.max_context, most) : most;
 }
 
+// The constraint's state behind what the prompt has of the answer.
+int32_t state_behind(const Constraint& constraint, const Request& request) {
+  const auto& prompt = request.prompt;
+  FULGUR_CHECK(request.answered >= 0 && request.answered <= int64_t(prompt.size()), "[engine] answered: expected 0 to ",
+               prompt.size(), " tokens of the prompt, got ", request.answered);
+  int32_t state = constraint.start();
+  for (size_t i = prompt.size() - size_t(request.answered); i < prompt.size(); ++i) {
+    state = constraint.advance(state, prompt[i]);
+    FULGUR_CHECK(state >= 0, "[engine] answered: expected tokens that the constraint allows, got ", prompt[i], " at ", i);
+  }
+  return state;
+}
+
 }  // namespace
 
 const char* finish_name(Finish finish) {
@@ -89,17 +102,19 @@ uint64_t Engine::Loop::submit(Request request, OnEvent on_event) {
   FULGUR_CHECK(request.top_log_probs >= 0 && request.top_log_probs <= config.vocab_size,
                "[engine] top_log_probs: expected a number from 0 to ", config.vocab_size, ", got ", request.top_log_probs);
   validate(request.sampling, config.vocab_size);
+  int32_t constrained = 0;
   if (const auto& constraint = request.constraint) {
     FULGUR_CHECK(constraint->vocab_size() <= config.vocab_size, "[engine] constraint: expected a vocabulary of at most ",
                  config.vocab_size, " tokens, got ", constraint->vocab_size());
-    FULGUR_CHECK(!constraint->complete(constraint->start()) || !request.stop_tokens.empty(),
-                 "[engine] constraint: expected some text, or a stop token, got a constraint that only no text fits");
+    constrained = state_behind(*constraint, request);
+    FULGUR_CHECK(!constraint->complete(constrained) || !request.stop_tokens.empty(),
+                 "[engine] constraint: expected more text, or a stop token, got a constraint that nothing more fits");
   }
   auto sequence = std::make_unique<Sequence>();
   sequence->tokens = request.prompt;
   if (request.sampling.penalises())
     for (int32_t id : request.prompt) sequence->counts.add(id, /*generated=*/false);
-  if (request.constraint) sequence->constrained = request.constraint->start();
+  sequence->constrained = constrained;
   sequence->request = std::move(request), sequence->on_event = std::move(on_event);
   uint64_t id;
   {

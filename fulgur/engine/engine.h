@@ -48,8 +48,9 @@ struct Request {
   std::vector<int32_t> stop_tokens = {};  // end the text; the token itself is an event too
   int64_t top_log_probs = 0;              // alternatives told with each token
   std::shared_ptr<const Constraint> constraint =
-      nullptr;       // what the answer must be a text of; stop tokens may end it where it is one
-  int priority = 0;  // larger ones are admitted first, and lose their pages last
+      nullptr;           // what the answer must be a text of; stop tokens may end it where it is one
+  int64_t answered = 0;  // last tokens of the prompt that are the answer's beginning, as the constraint sees it
+  int priority = 0;      // larger ones are admitted first, and lose their pages last
 };
 
 // One generated token. Log-probabilities are the model's own, before penalties, temperature and filters.

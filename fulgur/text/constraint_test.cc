@@ -175,6 +175,44 @@ TEST(Constraint, ErrorsNameThePlaceInTheSchema) {
   }
 }
 
+TEST(Constraint, TextWithoutWordsIsAllThatHasNoneOfThem) {
+  const std::vector<std::string_view> words{"abab", "bc", "cca"};
+  GrammarBuilder builder;
+  auto grammar = builder.build(builder.define(sequence({text_without(words), literal(".")})));
+  RandomStream random(3, "words");
+  int without = 0;
+  for (int i = 0; i < 2000; ++i) {
+    std::string text;
+    for (uint64_t left = random.below(12); left > 0; --left) text += "aabbccx"[random.below(7)];
+    bool none = std::none_of(words.begin(), words.end(), [&](auto word) { return text.find(word) != std::string::npos; });
+    EXPECT_EQ(matches(grammar, text + "."), none) << text;
+    without += none;
+  }
+  EXPECT_TRUE(without > 300 && without < 1700) << without;
+}
+
+TEST(Constraint, AnswersAreReadByTheStrictParserWithAndWithoutCalls) {
+  std::vector<Json> tools{schema(
+      R"({"name": "lookup", "parameters": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}})")};
+  for (bool thinking : {false, true}) {
+    auto grammar = answer_grammar(tools, thinking, tree()->specials);
+    for (const auto& text : random_texts(grammar, 40))
+      parse_v32(text + "<｜end▁of▁sentence｜>", thinking ? ThinkingMode::thinking : ThinkingMode::chat);
+    std::string answer = thinking ? "so be it</think>red" : "red", marker = "｜DSML｜";
+    std::string call = answer + "\n\n<" + marker + "function_calls>\n<" + marker + "invoke name=\"lookup\">\n<" + marker +
+                       "parameter name=\"name\" string=\"true\">a1</" + marker + "parameter>\n</" + marker + "invoke>\n</" +
+                       marker + "function_calls>";
+    EXPECT_TRUE(matches(grammar, answer));
+    EXPECT_TRUE(matches(grammar, call));
+    EXPECT_FALSE(matches(grammar, call + " ")) << "nothing stands behind calls";
+    EXPECT_FALSE(matches(answer_grammar({}, thinking, tree()->specials), call)) << "without tools";
+    EXPECT_FALSE(matches(grammar, answer + "</think>"));
+    if (thinking) {
+      EXPECT_FALSE(matches(grammar, "red")) << "reasoning without its end";
+    }
+  }
+}
+
 TEST(Constraint, ToolCallsAreReadByTheStrictParserAndFitTheirSchemas) {
   std::vector<Json> tools{
       schema(R"({"name": "search", "parameters": {"type": "object", "properties": {"query": {"type": "string"},
@@ -183,8 +221,7 @@ TEST(Constraint, ToolCallsAreReadByTheStrictParserAndFitTheirSchemas) {
       schema(R"({"name": "now"})"),
       schema(R"({"name": "set", "parameters": {"type": "object", "properties": {"unit": {"enum": ["C", "F", 1]},
                                      "to": {"anyOf": [{"type": "string"}, {"type": "null"}]}}}})")};
-  bool is_special = tree()->specials.count("｜DSML｜") > 0;
-  for (const auto& text : random_texts(tool_call_grammar(tools, is_special), 60)) {
+  for (const auto& text : random_texts(tool_call_grammar(tools, tree()->specials), 60)) {
     auto message = parse_v32(text, ThinkingMode::chat);
     EXPECT_EQ(message.content, "");
     EXPECT_FALSE(message.tool_calls.empty());

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/utf8.h"
@@ -12,8 +13,9 @@ struct Expr::Node {
   enum Kind { bytes, special, without, sequence, choice, repeat, rule };
   explicit Node(Kind of) : kind(of) {}
   Kind kind;
-  uint8_t low = 0, high = 0;  // of bytes
-  std::string text;           // of special, of without
+  uint8_t low = 0, high = 0;                 // of bytes
+  std::string text;                          // of special
+  std::vector<std::vector<uint32_t>> words;  // of without, by code points
   std::vector<Expr> parts;
   int64_t least = 0, most = 0;  // of repeat
   int32_t number = 0;           // of rule
@@ -103,7 +105,7 @@ struct Nfa {
         states[from].calls.push_back({node.number, to});
         return to;
       case Node::without:
-        return append_without(code_points(node.text), from);
+        return append_without(node.words, from);
       case Node::sequence:
         for (const auto& part : node.parts) from = append(part, from);
         return from;
@@ -140,35 +142,41 @@ struct Nfa {
     return to;
   }
 
-  // A state for each part of the word that was read last (Knuth, Morris, Pratt).
-  int32_t append_without(const std::vector<uint32_t>& word, int32_t from) {
-    std::vector<int32_t> states{from};
-    while (states.size() < word.size()) states.push_back(add());
-    int32_t to = add();
-    auto letters = word;
-    std::sort(letters.begin(), letters.end());
-    letters.erase(std::unique(letters.begin(), letters.end()), letters.end());
+  // A state for each beginning of a word: the longest that was read last (Aho, Corasick).
+  int32_t append_without(const std::vector<std::vector<uint32_t>>& words, int32_t from) {
+    std::map<std::vector<uint32_t>, int32_t> beginnings{{{}, from}};
+    std::set<uint32_t> letters;
+    for (const auto& word : words) {
+      letters.insert(word.begin(), word.end());
+      for (size_t n = 1; n < word.size(); ++n)
+        if (auto [place, is_new] = beginnings.try_emplace({word.begin(), word.begin() + int64_t(n)}); is_new)
+          place->second = add();
+    }
     CodePoints used;
     for (uint32_t letter : letters) used.push_back({letter, letter});
-    for (size_t read = 0; read < word.size(); ++read) {
-      free_step(states[read], to);
-      free_step(append(one_of(complement(used)), states[read]), states[0]);
+    int32_t to = add();
+    for (const auto& [read, state] : beginnings) {
+      free_step(state, to);
+      free_step(append(one_of(complement(used)), state), from);
       for (uint32_t letter : letters) {
-        size_t next = next_read(word, read, letter);
-        if (next < word.size()) free_step(append(one_of({{letter, letter}}), states[read]), states[next]);
+        auto text = read;
+        text.push_back(letter);
+        if (int32_t next = behind(std::move(text), beginnings, words); next >= 0)
+          free_step(append(one_of({{letter, letter}}), state), next);
       }
     }
     return to;
   }
   void free_step(int32_t from, int32_t to) { states[from].free.push_back(to); }
 
-  // How much of the word was read last when `letter` comes behind its first `read` letters.
-  static size_t next_read(const std::vector<uint32_t>& word, size_t read, uint32_t letter) {
-    std::vector<uint32_t> text(word.begin(), word.begin() + int64_t(read));
-    text.push_back(letter);
-    for (size_t size = text.size(); size > 0; --size)
-      if (size <= word.size() && std::equal(text.end() - int64_t(size), text.end(), word.begin())) return size;
-    return 0;
+  // The state of the longest beginning that `text` ends with; -1 where it ends with a whole word.
+  static int32_t behind(std::vector<uint32_t> text, const std::map<std::vector<uint32_t>, int32_t>& beginnings,
+                        const std::vector<std::vector<uint32_t>>& words) {
+    for (int32_t longest = -1;; text.erase(text.begin())) {
+      if (std::find(words.begin(), words.end(), text) != words.end()) return -1;
+      if (auto found = beginnings.find(text); longest < 0 && found != beginnings.end()) longest = found->second;
+      if (text.empty()) return longest;
+    }
   }
 
   int32_t token(const std::string& text) {
@@ -371,9 +379,9 @@ Expr rule(int32_t number) {
   return make(std::move(node));
 }
 
-Expr text_without(std::string_view word) {
+Expr text_without(std::vector<std::string_view> words) {
   Node node(Node::without);
-  node.text = word;
+  for (auto word : words) node.words.push_back(code_points(word));
   return make(std::move(node));
 }
 

@@ -29,8 +29,8 @@ Expr sequence(std::vector<Expr> parts);
 Expr either(std::vector<Expr> choices);                    // of none: no text at all
 Expr repeat(Expr part, int64_t least, int64_t most = -1);  // -1: any number
 Expr rule(int32_t number);
-Expr special(std::string_view token);      // a special token, by its text
-Expr text_without(std::string_view word);  // any text in which this word comes nowhere
+Expr special(std::string_view token);                    // a special token, by its text
+Expr text_without(std::vector<std::string_view> words);  // any text in which none of these comes anywhere
 
 // What is in `ranges` of no code point: the other characters.
 CodePoints complement(CodePoints ranges);

@@ -313,7 +313,7 @@ class Compiler {
 // The calls' tags and their parameters.
 class ToolCompiler {
  public:
-  ToolCompiler(bool marker_is_special) : marker_(marker_is_special ? special(v32::kMarker) : literal(v32::kMarker)) {}
+  explicit ToolCompiler(Expr marker) : marker_(std::move(marker)) {}
 
   Expr block(const std::vector<Expr>& calls) const {
     return sequence({literal("\n\n"), tag("<", "function_calls>\n"), repeat(sequence({either(calls), literal("\n")}), 1),
@@ -372,13 +372,34 @@ class ToolCompiler {
       if (type != "string") json(one);
       else if (one.contains("pattern") || one.contains("format") || one.contains("minLength") || one.contains("maxLength"))
         raw(compiler.characters(one, where, one_of));
-      else raw(text_without(v32::kMarker));
+      else raw(text_without({v32::kMarker}));
     }
     if (types_of(schema, where).empty()) json(schema);
   }
 
   Expr marker_;
 };
+
+using Specials = std::map<std::string, int32_t>;
+
+// A word of the format, as its token or written out.
+Expr word(std::string_view text, const Specials& specials) {
+  return specials.contains(std::string(text)) ? either({special(text), literal(text)}) : literal(text);
+}
+
+Expr call_block(GrammarBuilder& builder, const JsonValues& json, const std::vector<Json>& tools, const Specials& specials) {
+  ToolCompiler tags(word(v32::kMarker, specials));
+  std::vector<Expr> calls;
+  for (size_t i = 0; i < tools.size(); ++i) {
+    auto where = cat("tools[", i, "]");
+    if (!tools[i].is_object() || !tools[i].contains("name") || !tools[i]["name"].is_string())
+      fail(where, "a function with a name", tools[i]);
+    const Json parameters = tools[i].value("parameters", Json::object());
+    Compiler compiler(builder, json, parameters);
+    calls.push_back(tags.call(compiler, tools[i]["name"], parameters, where + ".parameters"));
+  }
+  return tags.block(calls);
+}
 
 }  // namespace
 
@@ -394,21 +415,22 @@ Grammar schema_grammar(const Json& schema) {
   return builder.build(Compiler(builder, json, schema).rule_of(schema, "#"));
 }
 
-Grammar tool_call_grammar(const std::vector<Json>& tools, bool marker_is_special) {
+Grammar tool_call_grammar(const std::vector<Json>& tools, const std::map<std::string, int32_t>& specials) {
   FULGUR_CHECK(!tools.empty(), "[schema] tools: expected one at least, got none");
   GrammarBuilder builder;
   JsonValues json(builder);
-  ToolCompiler tags(marker_is_special);
-  std::vector<Expr> calls;
-  for (size_t i = 0; i < tools.size(); ++i) {
-    auto where = cat("tools[", i, "]");
-    if (!tools[i].is_object() || !tools[i].contains("name") || !tools[i]["name"].is_string())
-      fail(where, "a function with a name", tools[i]);
-    const Json parameters = tools[i].value("parameters", Json::object());
-    Compiler compiler(builder, json, parameters);
-    calls.push_back(tags.call(compiler, tools[i]["name"], parameters, where + ".parameters"));
-  }
-  return builder.build(builder.define(tags.block(calls)));
+  return builder.build(builder.define(call_block(builder, json, tools, specials)));
+}
+
+Grammar answer_grammar(const std::vector<Json>& tools, bool thinking, const std::map<std::string, int32_t>& specials) {
+  GrammarBuilder builder;
+  JsonValues json(builder);
+  auto text = text_without({v32::kBos, v32::kEos, v32::kThink, v32::kThinkEnd, v32::kMarker});
+  std::vector<Expr> parts;
+  if (thinking) parts = {text, word(v32::kThinkEnd, specials)};
+  parts.push_back(text);
+  if (!tools.empty()) parts.push_back(repeat(call_block(builder, json, tools, specials), 0, 1));
+  return builder.build(builder.define(sequence(std::move(parts))));
 }
 
 Grammar regex_grammar(std::string_view pattern) {

@@ -1,6 +1,8 @@
 // JSON, JSON Schema and DeepSeek-V3.2's tool calls as grammars.
 #pragma once
 
+#include <map>
+#include <string>
 #include <vector>
 
 #include "fulgur/base/json.h"
@@ -21,8 +23,13 @@ Grammar schema_grammar(const Json& schema);
 
 // The answer's part behind its content: a block of one call or more of these tools (each the "function" of OpenAI's form), up
 // to the end of the block. Strings stand as they are, all else is JSON of the parameter's schema; required parameters come first
-// in the schema's order. `marker_is_special`: the tokenizer has a special token of DSML's marker.
-Grammar tool_call_grammar(const std::vector<Json>& tools, bool marker_is_special);
+// in the schema's order. `specials`: the tokenizer's special tokens by text (TokenTree); a word of the format may be its token or
+// written out.
+Grammar tool_call_grammar(const std::vector<Json>& tools, const std::map<std::string, int32_t>& specials);
+
+// A whole answer that parse_v32 takes: where `thinking`, reasoning and its end; content; and such a block where there are tools,
+// or none.
+Grammar answer_grammar(const std::vector<Json>& tools, bool thinking, const std::map<std::string, int32_t>& specials);
 
 // A regular expression as a whole grammar (regex.h).
 Grammar regex_grammar(std::string_view pattern);
