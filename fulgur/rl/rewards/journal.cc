@@ -40,42 +40,50 @@ Entry entry_of(std::string_view line, const std::string& where) {
 
 }  // namespace
 
-OutcomeJournal::OutcomeJournal(std::filesystem::path path) : path_(std::move(path)) {
-  if (!std::filesystem::exists(path_)) write_file_atomic(path_, "");  // its name is on the disk, too
-  read_all();
-  file_.emplace(path_);
+OutcomeJournal::OutcomeJournal(std::filesystem::path path, const std::vector<std::filesystem::path>& others)
+    : files_{std::move(path)} {
+  if (!std::filesystem::exists(files_[0])) write_file_atomic(files_[0], "");  // its name is on the disk, too
+  files_.insert(files_.end(), others.begin(), others.end());
+  end_ = read_all(0);
+  for (size_t file = 1; file < files_.size(); ++file) read_all(file);
+  file_.emplace(files_[0]);
 }
 
-void OutcomeJournal::read_all() {
-  std::ifstream in(path_, std::ios::binary);
-  FULGUR_CHECK(in.is_open(), "[rewards] ", path_.string(), ": expected a journal, got a file that cannot be opened");
+// Returns where its last whole line ends.
+uint64_t OutcomeJournal::read_all(size_t file) {
+  const auto& path = files_[file];
+  std::ifstream in(path, std::ios::binary);
+  FULGUR_CHECK(in.is_open(), "[rewards] ", path.string(), ": expected a journal, got a file that cannot be opened");
+  uint64_t end = 0;
   std::string line;
   for (int64_t number = 1; std::getline(in, line); ++number) {
-    auto where = cat(path_.string(), ": line ", number);
+    auto where = cat(path.string(), ": line ", number);
     if (in.eof()) {  // without its end
       auto begin = std::string_view(line).substr(0, kBegin.size());
       FULGUR_CHECK(kBegin.starts_with(begin), "[rewards] ", where, ": expected a journaled outcome, got ", line.substr(0, 100));
+      if (file > 0) return end;
       std::error_code error;
-      std::filesystem::resize_file(path_, end_, error);
+      std::filesystem::resize_file(path, end, error);
       FULGUR_CHECK(!error, "[rewards] ", where, ": cannot cut off a line that was not finished: ", error.message());
-      return;
+      return end;
     }
-    places_.try_emplace(entry_of(line, where).key, Place{end_, line.size()});
-    end_ += line.size() + 1;
+    places_.try_emplace(entry_of(line, where).key, Place{file, end, line.size()});
+    end += line.size() + 1;
   }
-  FULGUR_CHECK(!in.bad(), "[rewards] ", path_.string(), ": cannot read behind byte ", end_);
+  FULGUR_CHECK(!in.bad(), "[rewards] ", path.string(), ": cannot read behind byte ", end);
+  return end;
 }
 
 std::optional<Outcome> OutcomeJournal::find(const std::string& key) const {
   std::lock_guard lock(mutex_);
   auto found = places_.find(key);
   if (found == places_.end()) return std::nullopt;
-  auto [begin, bytes] = found->second;
+  auto [file, begin, bytes] = found->second;
   std::string line(bytes, '\0');
-  std::ifstream in(path_, std::ios::binary);
+  std::ifstream in(files_[file], std::ios::binary);
   in.seekg(std::streamoff(begin));
   in.read(line.data(), std::streamsize(bytes));
-  auto where = cat(path_.string(), ": byte ", begin);
+  auto where = cat(files_[file].string(), ": byte ", begin);
   FULGUR_CHECK(in.good(), "[rewards] ", where, ": cannot read ", bytes, " bytes");
   auto entry = entry_of(line, where);
   FULGUR_CHECK(entry.key == key, "[rewards] ", where, ": expected the outcome of ", key, ", got that of ", entry.key);
@@ -86,7 +94,7 @@ void OutcomeJournal::append(const std::vector<std::pair<std::string, Outcome>>& 
   std::lock_guard lock(mutex_);
   if (broken_)
     throw InputError(
-        cat("[rewards] ", path_.string(), ": expected a journal that can be written, got one where it failed before"),
+        cat("[rewards] ", files_[0].string(), ": expected a journal that can be written, got one where it failed before"),
         "open it again");
   std::string batch;
   std::unordered_map<std::string, Place> places;
@@ -94,7 +102,7 @@ void OutcomeJournal::append(const std::vector<std::pair<std::string, Outcome>>& 
     if (places_.count(key) || places.count(key)) continue;
     auto line = line_of(key, outcome);
     entry_of(line, "journal: " + key);  // a detail too deep to be read again
-    places[key] = {end_ + batch.size(), line.size()};
+    places[key] = {0, end_ + batch.size(), line.size()};
     batch += line + "\n";
   }
   if (batch.empty()) return;

@@ -19,8 +19,9 @@ namespace fulgur {
 class OutcomeJournal {
  public:
   // Opens it, or makes one that a crash cannot lose. A last line without its end is one whose writer was killed: it is cut off.
-  // Throws InputError with the path and line on a line that is no outcome, and with the path where it cannot be read or written.
-  explicit OutcomeJournal(std::filesystem::path path);
+  // What `others`, of other processes, hold by now is found too; they are left as they are. Throws InputError with the path and
+  // line on a line that is no outcome, and with the path where a file cannot be read or written.
+  explicit OutcomeJournal(std::filesystem::path path, const std::vector<std::filesystem::path>& others = {});
 
   // What was journaled; none: it must be asked for.
   std::optional<Outcome> find(const std::string& key) const;
@@ -32,11 +33,12 @@ class OutcomeJournal {
 
  private:
   struct Place {
+    size_t file;  // of files_
     uint64_t begin, bytes;
   };
-  void read_all();
+  uint64_t read_all(size_t file);
 
-  std::filesystem::path path_;
+  std::vector<std::filesystem::path> files_;  // the first is its own
   mutable std::mutex mutex_;
   std::unordered_map<std::string, Place> places_;
   uint64_t end_ = 0;

@@ -53,6 +53,21 @@ TEST_F(Journal, GivesBackWhatWasWrittenAlsoWhenOpenedAgain) {
   EXPECT_TRUE(std::signbit(*again.find("-0")->score));
 }
 
+TEST_F(Journal, FindsWhatOtherProcessesHadWrittenAndLeavesTheirFilesAlone) {
+  auto other = folder_ / "outcomes-1.jsonl";
+  OutcomeJournal(other).append({{"a", kRight}, {"b", kWrong}});
+  auto torn = read_file(other) + R"({"key":"c","sc)";
+  write_file_atomic(other, torn);
+  OutcomeJournal journal(path_, {other});
+  EXPECT_EQ(journal.find("a"), kRight);
+  EXPECT_EQ(journal.find("c"), std::nullopt);
+  journal.append({{"b", kRight}, {"c", kInvalid}});
+  EXPECT_EQ(journal.find("b"), kWrong) << "its key is not new";
+  EXPECT_EQ(journal.find("c"), kInvalid);
+  EXPECT_EQ(read_file(other), torn);
+  EXPECT_EQ(OutcomeJournal(path_).find("c"), kInvalid);
+}
+
 TEST_F(Journal, TheFirstOfEqualKeysCounts) {
   OutcomeJournal journal(path_);
   journal.append({{"a", kRight}, {"a", kWrong}});
