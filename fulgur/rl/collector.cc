@@ -30,6 +30,19 @@ std::string batch_name(int64_t step, int rank) {
   return cat(checkpoint_folder("", "rl", step).filename().string(), "-", rank, ".safetensors");
 }
 
+std::string journal_name(int rank) { return rank == 0 ? "outcomes.jsonl" : cat("outcomes-", rank, ".jsonl"); }
+
+// Of the other ranks, those of a run that had more of them included.
+std::vector<fs::path> other_journals(const fs::path& run, int rank) {
+  std::vector<fs::path> out;
+  for (const auto& entry : fs::directory_iterator(run)) {
+    auto name = entry.path().filename().string();
+    bool journal = name.starts_with("outcomes") && name.ends_with(".jsonl");
+    if (journal && name != journal_name(rank)) out.push_back(entry.path());
+  }
+  return out;
+}
+
 // "12.3.5" and "12.3+1.5": step, prompt, how often it was drawn before, attempt.
 std::string key_of(int64_t step, int64_t prompt, int64_t wave, int64_t attempt) {
   return cat(step, ".", prompt, wave > 0 ? cat("+", wave) : "", ".", attempt);
@@ -74,9 +87,10 @@ Collector::Collector(const RlConfig& config, const fs::path& run, const Tokenize
     : config_(config),
       run_(run),
       tokenizer_(tokenizer),
+      options_(rollout_options(config, &tokenizer)),
       group_(group),
       kinds_(task_kinds(config.tasks)),
-      journal_(run / (group.leads() ? std::string("outcomes.jsonl") : cat("outcomes-", group.rank(), ".jsonl"))),
+      journal_(run / journal_name(group.rank()), other_journals(run, group.rank())),
       verifier_({.base_url = config.judge_url,
                  .model = config.judge_model,
                  .api_key_variable = config.judge_key_variable,
@@ -104,7 +118,7 @@ std::vector<Member> Collector::draw(int64_t step, const Wave& wave) const {
     int64_t prompt = global_prompt(local), number = step * config_.prompts + prompt;
     RandomStream random(config_.seed, cat("rl.prompt.", number, wave.number > 0 ? cat(".", wave.number) : ""));
     size_t kind = size_t(number) % kinds_.size();
-    auto task = kinds_[kind].family->task(Split::train, difficulty_[kind], random.bits());
+    auto task = draw_task(config_, kinds_[kind], Split::train, difficulty_[kind], random.bits());
     for (int64_t i = 0; i < config_.group; ++i)
       out.push_back({.attempt = {kinds_[kind].family, task, random.bits(), key_of(step, prompt, wave.number, i)}});
   }
@@ -114,7 +128,7 @@ std::vector<Member> Collector::draw(int64_t step, const Wave& wave) const {
 void Collector::play(const Transformer& model, const std::vector<Turn>& turns, int64_t version) {
   if (turns.empty()) return;
   Engine engine(model, engine_options(config_, model.config(), int64_t(turns.size())));
-  roll_on(engine, tokenizer_, rollout_options(config_), version, turns);
+  roll_on(engine, tokenizer_, options_, version, turns);
 }
 
 // Outcomes as journaled: on disk before they are used, and never asked for again.

@@ -86,6 +86,7 @@ class Collector {
   const RlConfig& config_;
   std::filesystem::path run_;
   const Tokenizer& tokenizer_;
+  RolloutOptions options_;
   ProcessGroup& group_;
   std::vector<TaskKind> kinds_;
   std::vector<int64_t> difficulty_;  // of each kind now

@@ -6,6 +6,7 @@
 
 #include "fulgur/base/error.h"
 #include "fulgur/model/transformer.h"
+#include "fulgur/tasks/prompt_form.h"
 
 namespace fulgur {
 
@@ -42,9 +43,10 @@ void validate(const RlConfig& c) {
   bool plain = c.sampler_weights == "plain" && c.sampler_cache == "plain";
   FULGUR_CHECK(plain || !c.exact, "[rl] exact: expected false with a sampler in ", c.sampler_weights, " weights and ",
                c.sampler_cache, " keys, which differ from the trainer's, got true");
-  bool filters = c.top_p < 1 || c.min_p > 0 || c.top_k > 0;
+  bool filters = c.top_p < 1 || c.min_p > 0 || c.top_k > 0 || c.grammar;
   FULGUR_CHECK(c.keep_sampling_mask || !filters || !c.exact,
                "[rl] exact: expected false where the sampler keeps few tokens and training counts all, got true");
+  FULGUR_CHECK(prompt_forms(c.form).size() == 1, "[rl] form: expected one, got ", c.form);
   validate(c.objective), validate(rollout_options(c)), task_kinds(c.tasks);
   schedule_share(optimiser_config(c), 0);
 }
@@ -70,6 +72,10 @@ std::vector<TaskKind> task_kinds(const std::string& tasks) {
   return out;
 }
 
+Task draw_task(const RlConfig& config, const TaskKind& kind, Split split, int64_t difficulty, uint64_t seed) {
+  return in_form(prompt_forms(config.form).at(0), kind.family->task(split, difficulty, seed));
+}
+
 StageConfig optimiser_config(const RlConfig& c) {
   StageConfig out{.kind = StageKind::rl};
   out.tokens = c.steps * c.updates, out.batch_tokens = 1;  // a step is an update
@@ -93,11 +99,13 @@ EngineOptions engine_options(const RlConfig& c, const ModelConfig& model, int64_
   return out;
 }
 
-RolloutOptions rollout_options(const RlConfig& c) {
+RolloutOptions rollout_options(const RlConfig& c, const Tokenizer* tokenizer) {
+  auto mode = mode_of(prompt_forms(c.form).at(0), thinking_mode(c.mode));
   return {.sampling = {.temperature = c.temperature, .top_k = c.top_k, .top_p = c.top_p, .min_p = c.min_p},
           .max_tokens = c.max_tokens,
           .max_answers = c.max_answers,
-          .mode = thinking_mode(c.mode)};
+          .mode = mode,
+          .grammars = c.grammar && tokenizer ? std::make_shared<AnswerGrammars>(*tokenizer, mode) : nullptr};
 }
 
 }  // namespace fulgur

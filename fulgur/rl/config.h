@@ -29,9 +29,11 @@ struct RlConfig {
   bool keep_batches = false;  // each step's rollouts stay in RUN/batches,
   std::string replay = "";    // and are trained on again: a folder of them, instead of sampling
 
-  std::string mode = "chat";  // chat or thinking
-  int64_t max_tokens = 128;   // of an answer
-  int64_t max_answers = 6;    // of an episode
+  std::string mode = "chat";   // chat or thinking
+  std::string form = "plain";  // the prompt that tasks are put in (tasks/prompt_form.h); others than plain bring their mode
+  int64_t max_tokens = 128;    // of an answer
+  int64_t max_answers = 6;     // of an episode
+  bool grammar = false;        // answers are held to V3.2's format and the schemas of the task's tools
   double temperature = 1, top_p = 1, min_p = 0;
   int64_t top_k = 0;
   std::string sampler_weights = "plain", sampler_cache = "plain";  // formats, as of `fulgur forward`: others give up exactness
@@ -78,8 +80,9 @@ void visit_rl(Config& c, const Visit& visit) {
   visit("updates", c.updates), visit("context", c.context);
   visit("staleness", c.staleness), visit("round_tokens", c.round_tokens), visit("resample", c.resample);
   visit("keep_batches", c.keep_batches), visit("replay", c.replay);
-  visit("mode", c.mode), visit("max_tokens", c.max_tokens), visit("max_answers", c.max_answers);
-  visit("temperature", c.temperature), visit("top_p", c.top_p), visit("min_p", c.min_p), visit("top_k", c.top_k);
+  visit("mode", c.mode), visit("form", c.form), visit("max_tokens", c.max_tokens), visit("max_answers", c.max_answers);
+  visit("grammar", c.grammar), visit("temperature", c.temperature), visit("top_p", c.top_p), visit("min_p", c.min_p),
+      visit("top_k", c.top_k);
   visit("sampler_weights", c.sampler_weights), visit("sampler_cache", c.sampler_cache);
   auto& o = c.objective;
   visit("clip_low", o.clip_low), visit("clip_high", o.clip_high), visit("kl_coefficient", o.kl_coefficient), visit("kl", o.kl);
@@ -111,10 +114,11 @@ struct TaskKind {
   int64_t difficulty, hardest;  // a range where they differ; it begins with the first, and is evaluated at the second
 };
 std::vector<TaskKind> task_kinds(const std::string& tasks);  // of RlConfig::tasks
+Task draw_task(const RlConfig& config, const TaskKind& kind, Split split, int64_t difficulty, uint64_t seed);
 
 // The same for the rooms below: rates for the optimiser, whose steps are updates; the sampler's engine; how it draws.
 StageConfig optimiser_config(const RlConfig& config);
 EngineOptions engine_options(const RlConfig& config, const ModelConfig& model, int64_t attempts);
-RolloutOptions rollout_options(const RlConfig& config);
+RolloutOptions rollout_options(const RlConfig& config, const Tokenizer* tokenizer = nullptr);  // with one, also the grammars
 
 }  // namespace fulgur

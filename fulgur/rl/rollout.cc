@@ -62,6 +62,7 @@ class Player {
     Request out{.prompt = member_.segments.back().tokens, .max_tokens = asked_, .sampling = options_.sampling};
     out.sampling.seed = mix(member_.attempt.seed + member_.segments.size());
     out.stop_tokens = {eos_};
+    if (options_.grammars) out.constraint = options_.grammars->of(member_.conversation), out.answered = member_.unfinished;
     return out;
   }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "fulgur/engine/engine.h"
+#include "fulgur/rl/answer_grammars.h"
 #include "fulgur/rl/rewards/reward.h"
 #include "fulgur/tasks/task.h"
 #include "fulgur/text/tokenizer.h"
@@ -56,6 +57,7 @@ struct RolloutOptions {
   int64_t max_tokens = 128;  // of an answer
   int64_t max_answers = 6;   // of an episode, calls included
   ThinkingMode mode = ThinkingMode::chat;
+  std::shared_ptr<AnswerGrammars> grammars = nullptr;  // none: answers are free, and may be malformed
 };
 
 // Throws InputError where a sampling parameter bends probabilities (penalties, bias): no ratio is defined then; or the

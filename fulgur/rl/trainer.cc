@@ -144,7 +144,6 @@ Json RlRun::metrics_line(const RolloutSums& r, const UpdateSums& u) const {
                {"invalid", r.invalid},
                {"trained_groups", share(r.trained_groups, double(config_.prompts))},
                {"resampled_groups", r.resampled_groups},
-               {"staleness", share(r.staleness, r.sampled)},
                {"loss", o.loss},
                {"entropy", u.entropy / tokens},
                {"mismatch", u.match.mismatch},
@@ -155,6 +154,7 @@ Json RlRun::metrics_line(const RolloutSums& r, const UpdateSums& u) const {
                {"masked", share(o.masked_members, o.negative_members)},
                {"masked_tokens", o.masked_tokens / tokens},
                {"rejected_tokens", o.rejected_tokens / tokens}};
+  if (config_.replay.empty()) line["staleness"] = share(r.staleness, r.sampled);
   if (reference_) line["kl_ref"] = {{"k1", o.k1 / tokens}, {"k3", o.k3 / tokens}, {"unbiased", o.unbiased_kl / tokens}};
   Json kl = Json::array();
   for (double of_layer : u.kl) kl.push_back(share(of_layer, u.rows));
@@ -311,13 +311,13 @@ PassRate pass_rate(const Transformer& model, const Tokenizer& tokenizer, const R
   std::vector<Attempt> attempts;
   RandomStream random(config.seed, cat("rl.eval.", kind.family->name(), ".", split_name(split)));
   for (int64_t i = 0; i < tasks; ++i) {
-    auto task = kind.family->task(split, kind.hardest, random.bits());
+    auto task = draw_task(config, kind, split, kind.hardest, random.bits());
     attempts.push_back({kind.family, std::move(task), random.bits()});
   }
   auto options = engine_options(config, model.config(), tasks);
   options.record = false;
   Engine engine(model, options);
-  PassRate out{.episodes = roll_out(engine, tokenizer, std::move(attempts), rollout_options(config), 0)};
+  PassRate out{.episodes = roll_out(engine, tokenizer, std::move(attempts), rollout_options(config, &tokenizer), 0)};
   double passed = 0, n = double(tasks), z = 1.959964;
   for (const auto& m : out.episodes) passed += m.outcome.score && *m.outcome.score >= 1, out.length += double(m.sampled()) / n;
   out.tasks = tasks, out.rate = passed / n;

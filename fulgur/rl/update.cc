@@ -4,11 +4,13 @@
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
 #include <cmath>
 
 #include "fulgur/base/error.h"
+#include "fulgur/base/threads.h"
 
 namespace fulgur {
 namespace {
@@ -189,6 +191,14 @@ at::Tensor part_loss(Transformer& model, const RlConfig& rl, const UpdatePart& p
   return loss;
 }
 
+// Operations of a model this wide or less are too short to share among threads: each thread takes a part of its own then.
+constexpr int64_t kNarrow = 256;
+
+struct PartResult {
+  UpdateSums sums;
+  std::vector<at::Tensor> gradients;
+};
+
 double rows_of(const std::vector<UpdatePart>& parts, ProcessGroup& group) {
   double rows = 0, all = 0;
   for (const auto& part : parts)
@@ -204,25 +214,31 @@ UpdateSums accumulate_policy_gradients(Transformer& model, const RlConfig& rl, c
                                        int64_t version, const Transformer* reference, ProcessGroup& group) {
   Normaliser normaliser(rl, parts, group);
   double all_rows = rows_of(parts, group);
-  std::vector<at::Tensor*> trained;
+  std::vector<at::Tensor> trained;
   for (const auto& parameter : parameters(model.weights()))
-    if (parameter.tensor->requires_grad()) trained.push_back(parameter.tensor);
+    if (parameter.tensor->requires_grad()) trained.push_back(*parameter.tensor);
   TreeSum tree;
   std::vector<double> measured;
   double mismatch = 0;
-  size_t layers = model.weights().layers.size();
-  for (const auto& part : parts) {
-    UpdateSums of_part;
-    of_part.kl.resize(layers);
-    std::vector<at::Tensor> gradients(trained.size());
-    if (!part.members.empty()) {
-      part_loss(model, rl, part, normaliser, version, reference, all_rows, of_part).backward();
-      for (size_t i = 0; i < trained.size(); ++i) gradients[i] = trained[i]->grad(), trained[i]->mutable_grad() = at::Tensor();
+  size_t layers = model.weights().layers.size(), count = parts.size();
+  size_t at_once = model.config().hidden_size <= kNarrow ? size_t(threads()) : 1;
+  for (size_t first = 0; first < count; first += at_once) {
+    std::vector<PartResult> results(std::min(at_once, count - first));
+    parallel_for(int64_t(results.size()), [&](int64_t i) {
+      auto& [sums, gradients] = results[size_t(i)];
+      sums.kl.resize(layers), gradients.resize(trained.size());
+      const auto& part = parts[first + size_t(i)];
+      if (part.members.empty()) return;
+      auto loss = part_loss(model, rl, part, normaliser, version, reference, all_rows, sums);
+      gradients =
+          torch::autograd::grad({loss}, trained, {}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
+    });
+    for (auto& [sums, gradients] : results) {
+      auto row = row_of(sums);
+      measured.insert(measured.end(), row.begin(), row.end());
+      mismatch = std::max(mismatch, sums.match.mismatch);
+      tree.add(std::move(gradients));
     }
-    auto row = row_of(of_part);
-    measured.insert(measured.end(), row.begin(), row.end());
-    mismatch = std::max(mismatch, of_part.match.mismatch);
-    tree.add(std::move(gradients));
   }
   auto gradients = tree.take();
   // Ranks must send the same tensors, and one whose groups were all dropped has none.
@@ -232,11 +248,11 @@ UpdateSums accumulate_policy_gradients(Transformer& model, const RlConfig& rl, c
   std::vector<at::Tensor> sent;
   for (size_t i = 0; i < trained.size(); ++i) {
     if (std::none_of(of_ranks.begin(), of_ranks.end(), [&](const auto& of) { return of[i] != 0; })) continue;
-    gradients[i] = gradients[i].defined() ? gradients[i].contiguous() : at::zeros_like(*trained[i]).detach();
+    gradients[i] = gradients[i].defined() ? gradients[i].contiguous() : at::zeros_like(trained[i]).detach();
     sent.push_back(gradients[i]);
   }
   group.sum(sent);
-  for (size_t i = 0; i < trained.size(); ++i) trained[i]->mutable_grad() = gradients[i];
+  for (size_t i = 0; i < trained.size(); ++i) trained[i].mutable_grad() = gradients[i];
 
   UpdateSums sums;
   sums.kl.resize(layers);

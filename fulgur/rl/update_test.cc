@@ -45,7 +45,7 @@ class UpdateTest : public testing::Test {
   std::vector<Member> rolled_out(EngineOptions options) {
     auto todo = attempts();
     Engine engine(model, options);
-    return roll_out(engine, tokenizer, todo, rollout_options(rl), /*version=*/0);
+    return roll_out(engine, tokenizer, todo, rollout_options(rl, &tokenizer), /*version=*/0);
   }
   std::vector<Member> rolled_out() { return rolled_out(engine_options(rl, config, 4 * rl.group)); }
   std::vector<UpdatePart> parts_of(const std::vector<Member>& members) const {
@@ -151,8 +151,9 @@ void expect_equal(const Member& a, const Member& b) {
 }
 
 TEST_F(UpdateTest, ManyTurnsMakeTheEpisodesOfOneGo) {
-  auto expected = rolled_out();
-  for (int64_t tokens : {5, 16}) {
+  for (auto [tokens, grammar] : {std::pair(5, false), {16, false}, {7, true}}) {
+    rl.grammar = grammar;
+    auto expected = rolled_out();
     std::vector<Member> members;
     for (auto& attempt : attempts()) members.push_back({.attempt = attempt});
     int turns = 0;
@@ -162,7 +163,7 @@ TEST_F(UpdateTest, ManyTurnsMakeTheEpisodesOfOneGo) {
         if (member.end.empty()) turn.push_back({&member, tokens});
       goes_on = !turn.empty();
       Engine engine(model, engine_options(rl, config, int64_t(members.size())));
-      if (goes_on) roll_on(engine, tokenizer, rollout_options(rl), /*version=*/0, turn);
+      if (goes_on) roll_on(engine, tokenizer, rollout_options(rl, &tokenizer), /*version=*/0, turn);
     }
     EXPECT_GE(turns, rl.max_tokens / tokens);
     for (size_t i = 0; i < members.size(); ++i) expect_equal(members[i], expected[i]);
@@ -178,7 +179,7 @@ TEST_F(UpdateTest, EpisodesGoOnUnderOtherWeights) {
   auto options = engine_options(rl, config, int64_t(members.size()));
   {
     Engine engine(model, options);
-    roll_on(engine, tokenizer, rollout_options(rl), /*version=*/0, turns);
+    roll_on(engine, tokenizer, rollout_options(rl, &tokenizer), /*version=*/0, turns);
   }
   auto before = members;
   model = Transformer(config, init_weights(config, 8));
@@ -186,7 +187,7 @@ TEST_F(UpdateTest, EpisodesGoOnUnderOtherWeights) {
   ASSERT_GT(turns.size(), 4u);
   for (auto& turn : turns) turn.tokens = 0;
   Engine engine(model, options);
-  roll_on(engine, tokenizer, rollout_options(rl), /*version=*/1, turns);
+  roll_on(engine, tokenizer, rollout_options(rl, &tokenizer), /*version=*/1, turns);
   size_t later = 0;
   for (size_t i = 0; i < members.size(); ++i) {
     const auto &then = before[i].segments[0], &now = members[i].segments[0];
@@ -364,6 +365,34 @@ TEST_F(UpdateTest, FrozenIndexersGetNoGradient) {
           << all[i].name;
     else EXPECT_TRUE(at::equal(whole[i], half[i])) << all[i].name;
   }
+}
+
+// A model that knows nothing writes half tags, unless a grammar holds it; its log-probabilities are then among what that allows.
+TEST_F(UpdateTest, AGrammarLeavesNoAnswerMalformed) {
+  auto lookups = [&] {
+    std::vector<Member> members;
+    const Family& of = family("lookup");
+    for (int64_t i = 0; i < 32; ++i)
+      members.push_back({.attempt = {&of, of.task(Split::train, 1, uint64_t(i / rl.group)), uint64_t(i)}});
+    std::vector<Turn> turns;
+    for (auto& member : members) turns.push_back({&member});
+    Engine engine(model, engine_options(rl, config, int64_t(members.size())));
+    roll_on(engine, tokenizer, rollout_options(rl, &tokenizer), /*version=*/0, turns);
+    return members;
+  };
+  auto malformed = [](const std::vector<Member>& members) {
+    return std::count_if(members.begin(), members.end(), [](const Member& m) { return m.end == "malformed"; });
+  };
+  rl.top_p = 1, rl.max_tokens = 200, rl.context = 2048;
+  EXPECT_GT(malformed(lookups()), 2);
+  for (std::string mode : {"chat", "thinking"}) {
+    rl.grammar = true, rl.mode = mode;
+    auto members = lookups();
+    EXPECT_EQ(malformed(members), 0) << mode;
+    EXPECT_EQ(update(parts_of(members)).match.mismatch, 0) << mode;
+  }
+  rl.keep_sampling_mask = false;
+  EXPECT_THROW(validate(rl), InputError) << "exact, and training counts what the grammar forbade";
 }
 
 TEST_F(UpdateTest, ImpossibleSamplingIsRefused) {

@@ -12,6 +12,7 @@
 #include "fulgur/base/error.h"
 #include "fulgur/base/file.h"
 #include "fulgur/base/python_json.h"
+#include "fulgur/tasks/prompt_form.h"
 #include "fulgur/tasks/task.h"
 
 namespace fulgur {
@@ -208,6 +209,33 @@ TEST(Tasks, AreAFunctionOfTheirNumbers) {
       }
       EXPECT_GT(prompts.size(), 80u) << family->name() << ": seeds must matter";
     }
+}
+
+TEST(Forms, StandBeforeWhatATaskSaysAndFitItsTools) {
+  for (auto* family : families()) {
+    auto task = family->task(Split::train, 1, 1);
+    bool tools = !task.messages[0].tools.empty();
+    EXPECT_EQ(print(in_form(PromptForm::plain, task)), print(task));
+    for (auto form : prompt_forms("reasoning,agent,combined")) {
+      EXPECT_EQ(suits(form, task), tools == (form != PromptForm::reasoning)) << family->name();
+      if (!suits(form, task)) {
+        EXPECT_NE(error_of([&] { in_form(form, task); }).find(family->name()), std::string::npos);
+        continue;
+      }
+      auto put = in_form(form, task);
+      EXPECT_EQ(put.messages[0].role, Role::system);
+      EXPECT_EQ(put.messages[0].tools, task.messages[0].tools);
+      EXPECT_EQ(put.messages.back().content, task.messages.back().content);
+      EXPECT_GT(put.messages[0].content.size(), 60u);
+      auto conversation = demonstrate(*family, put, Strategy::right);
+      for (const auto& message : conversation)
+        EXPECT_FALSE(message.role == Role::assistant && message.reasoning_content.empty()) << family->name();
+    }
+  }
+  EXPECT_EQ(mode_of(PromptForm::agent, ThinkingMode::thinking), ThinkingMode::chat);
+  EXPECT_EQ(mode_of(PromptForm::combined), ThinkingMode::thinking);
+  for (auto* names : {"", "plain,", "verse"})
+    EXPECT_NE(error_of([&] { prompt_forms(names); }).find("expected plain"), std::string::npos);
 }
 
 // Measurements name tasks by their seeds: whoever changes a draw makes them stale, and this test fails.
