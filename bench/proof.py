@@ -64,8 +64,17 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().split("\n") if line]
 
 
-def speedrun():
-    run = ROOT / "runs/speedrun"
+# A model of English alone, which topics about text, formats and drafts share.
+def text_run():
+    run = ROOT / "runs/text"
     if not (run / "summary.json").exists():
-        fulgur("speedrun", "--out", run)
+        run_anew(run, "--recipe", ROOT / "recipes/text.toml")
+    return run
+
+
+# The speedrun with this seed.
+def speedrun(seed=1):
+    run = ROOT / ("runs/speedrun" if seed == 1 else f"runs/speedrun-{seed}")
+    if not (run / "summary.json").exists():
+        run_anew(run, "--seed", seed)
     return run

@@ -5,14 +5,7 @@ import os
 import re
 import statistics
 
-from proof import BUILD, ROOT, call, check, fulgur, tests
-
-
-def speedrun():
-    run = ROOT / "runs/speedrun"
-    if not (run / "summary.json").exists():
-        fulgur("speedrun", "--out", run)
-    return run
+from proof import BUILD, ROOT, call, check, fulgur, tests, text_run
 
 
 BARS = {"prefill": .55, "decode": .70}  # shares of the limit
@@ -70,7 +63,7 @@ def caches():
             ratios = [r[name][what]["tokens_per_second"] / r["plain"][what]["tokens_per_second"] for r in rounds]
             check(f"engine: cache {name}, {what} behind 128K", "as measured",
                   f"{listed(speeds, 1)} tokens/s, {statistics.median(ratios):.2f} times plain's", True)
-    said = json.loads(fulgur("--json", "eval", "indexer", "--model", speedrun()))["indexer"]
+    said = json.loads(fulgur("--json", "eval", "indexer", "--model", text_run()))["indexer"]
     plain = statistics.mean(said["plain"]["mass"])
     for name in ("fp8", "int8"):
         kept = statistics.mean(said[name]["mass"]) / plain
@@ -106,7 +99,7 @@ def company():
 
 
 def drafts():
-    run = speedrun()
+    run = text_run()
     texts = [path.read_text(errors="replace") for path in sorted((run / "text").rglob("*")) if path.is_file()]
     texts = [text.split() for text in texts if "\0" not in text and len(text) > 50000]
 
@@ -143,7 +136,7 @@ def drafts():
 def formats():
     tests("formats: the engine's bits are those of one forward pass in each format of weights and cache", "Formats")
     tests("formats: cached keys and quantised products on each instruction set", "CachedKeys|Quantised|Fp8")
-    run = speedrun()
+    run = text_run()
 
     def perplexity(*flags):
         said = fulgur("--json", "eval", "perplexity", "--model", run, "--forms", "sparse", *flags)
@@ -153,7 +146,7 @@ def formats():
     for flag, name, bar in (("--weights-format", "fp8", .005), ("--weights-format", "int8", .005), ("--weights-format", "int4", .03),
                             ("--cache", "fp8", .005), ("--cache", "int8", .005), ("--cache", "fp8+int8", .005)):
         worse = perplexity(flag, name) / plain - 1
-        check(f"formats: {flag} {name}, perplexity of the speedrun's model beside f32's {plain:.3f}", f"within {bar:.1%}", f"{worse:+.3%}",
+        check(f"formats: {flag} {name}, perplexity of recipes/text.toml's model beside f32's {plain:.3f}", f"within {bar:.1%}", f"{worse:+.3%}",
               worse < bar)
 
     def speeds(name):

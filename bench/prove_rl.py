@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 
-from proof import BUILD, ROOT, call, check, fulgur, lines, python, run_anew, tests
+from proof import BUILD, ROOT, call, check, fulgur, lines, python, speedrun, tests
 
 
 def estimators():
@@ -50,20 +50,13 @@ def show_learning(name, run, family, least, most):
     check(f"{name}: names never trained", ">= .5", f"{last['fresh']['rate']:.3f}", last["fresh"]["rate"] >= .5)
 
 
-RECIPE = ROOT / "recipes/tools.toml"
-
-
-def tools(seed=1):
-    run = ROOT / ("runs/tools" if seed == 1 else f"runs/tools-{seed}")
-    if not (run / "summary.json").exists():
-        run_anew(run, "--recipe", RECIPE, "--seed", seed)
-    return run
+RECIPE = ROOT / "recipes/speedrun.toml"
 
 
 # Three seeds, each from raw text; text is measured before and behind post-training.
 def learning():
     for seed in (1, 2, 3):
-        run, name = tools(seed), f"learning, seed {seed}"
+        run, name = speedrun(seed), f"learning, seed {seed}"
         show_learning(name, run, "lookup2", .8, (.25, .35))
         bits = json.loads((run / "summary.json").read_text())["bits_per_byte"]
         before, behind = bits["sparse"]["sparse"], bits["rl"]["sparse"]
@@ -87,7 +80,7 @@ def weights_of(out, flags, threads, kills=()):
 
 
 def exact():
-    sft = max((tools() / "checkpoints").glob("sft-*"))
+    sft = max((speedrun() / "checkpoints").glob("sft-*"))
     choose = random.Random(1)
     small = ["--init", sft, "--tasks", "lookup2,guess,calculator:2", "--prompts", 6, "--group", 4, "--top-p", .9, "--eval-tasks", 0]
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +116,7 @@ OFF = {"all on": [], "no sequence mask": ["--off-policy-delta", 0], "no KL": ["-
 
 
 def stabilisers():
-    sft = max((tools() / "checkpoints").glob("sft-*"))
+    sft = max((speedrun() / "checkpoints").glob("sft-*"))
     runs = {}
     print("        means over the last 16 of 48 steps; KL(old||new) = ratio - 1 + log old/new; pass rates of 300 held-out tasks")
     print("        " + "".join(f"{title:>15}" for title in ("", "pass before", "pass behind", "entropy", "ratio", "KL(old||new)", "masked", "KL(ref)", "experts", "selections",
@@ -225,7 +218,7 @@ eval_tasks = 1000
 
 # Other families from the same base: the calculator must reach .95; reversal and addition are curves to look at.
 def skills():
-    base = max((tools() / "checkpoints").glob("sparse-*"))
+    base = max((speedrun() / "checkpoints").glob("sparse-*"))
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         for task, tokens, hasty, steps, bar in (("calculator", "1.2M", .5, 40, .95), ("reverse:2", "600k", 0, 40, .8), ("arithmetic", "1.2M", 0, 40, .8)):
@@ -233,7 +226,7 @@ def skills():
             recipe.write_text(SKILLS % tokens)
             demos = folder / "demos.jsonl"
             demos.write_text(fulgur("tasks", "demos", task, "--count", 8000, "--hasty", hasty))
-            fulgur("train", "sft", recipe, "--out", out, "--init", base, "--data", tools() / "data", "--messages", demos)
+            fulgur("train", "sft", recipe, "--out", out, "--init", base, "--data", speedrun() / "data", "--messages", demos)
             fulgur("train", "rl", recipe, "--out", out, "--tasks", task, "--steps", steps)
             for line in of(out, "rl-eval"):
                 p = line["pass"][name]["test"]
@@ -245,7 +238,7 @@ def skills():
 
 # The same run with the indexer trained by its own KL, and frozen: what it selects in 16 held-out episodes at the end.
 def indexer():
-    sft = max((tools() / "checkpoints").glob("sft-*"))
+    sft = max((speedrun() / "checkpoints").glob("sft-*"))
     with tempfile.TemporaryDirectory() as folder:
         rows = {}
         for name, strength in (("trained", 1), ("frozen", 0)):

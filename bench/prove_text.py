@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 
-from proof import BUILD, ROOT, check, fulgur, lines, pip_python, speedrun, tests
+from proof import BUILD, ROOT, check, fulgur, lines, pip_python, tests, text_run
 
 GOLDEN = ROOT / "tests/golden"
 
@@ -60,9 +60,9 @@ print(json.dumps({"seconds": time.perf_counter() - start, "ids": ids}))
 """
 
 
-# 100 MB of the speedrun's documents, in turn by both programs.
+# 100 MB of recipes/text.toml's documents, in turn by both programs.
 def speed():
-    run = speedrun()
+    run = text_run()
     documents = [p.read_bytes() for p in sorted((run / "text").rglob("*")) if p.is_file()]
     whole = "\n".join(d.decode("utf-8", "replace") for d in documents if b"\0" not in d[:4000])
     python = pip_python("tokenizers==0.23.3")
@@ -135,11 +135,11 @@ print(json.dumps({"bad": bad}))
 """
 
 
-# A vocabulary as large as DeepSeek's, trained on the speedrun's documents.
+# A vocabulary as large as DeepSeek's, trained on the same documents.
 def large_tokenizer():
     path = BUILD / "tokenizer-128k.json"
     if not path.exists():
-        fulgur("tokenizer", "train", speedrun() / "text", "--vocab-size", 128 * 1024, "--out", path)
+        fulgur("tokenizer", "train", text_run() / "text", "--vocab-size", 128 * 1024, "--out", path)
     return path
 
 

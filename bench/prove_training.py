@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 
-from proof import BUILD, ROOT, call, check, fulgur, python, run_anew, tests
+from proof import BUILD, ROOT, call, check, fulgur, python, tests, text_run
 
 STAGES = ("pretrain", "warmup", "sparse")
 CLOCKS = {"seconds", "tokens_per_second", "share_of_peak", "rank_seconds"}  # what a clock says differs from run to run
@@ -231,9 +231,7 @@ def rank():
 
 
 def extend():
-    base, out = ROOT / "runs/prove-speedrun", ROOT / "runs/prove-extend"
-    if not (base / "summary.json").exists():
-        run_anew(base)
+    base, out = text_run(), ROOT / "runs/prove-extend"
     shutil.rmtree(out, ignore_errors=True)
     for stage in STAGES:
         fulgur("train", stage, ROOT / "recipes/extend.toml", "--data", base / "data", "--out", out, *(["--init", base] if stage == "pretrain" else []))

@@ -86,7 +86,7 @@ void print_part(const char* name, const std::vector<Sample>& samples, double flo
 
 void bench_grpo(const Options& o) {
   at::set_num_threads(threads());
-  auto recipe = read_recipe(o.recipe.empty() ? resource("recipes/tools.toml") : fs::path(o.recipe));
+  auto recipe = read_recipe(o.recipe.empty() ? resource("recipes/speedrun.toml") : fs::path(o.recipe));
   auto config = model_config(recipe);
   RlConfig rl = recipe.rl;
   rl.prompts = o.prompts, rl.group = o.group, rl.max_tokens = o.max_tokens, rl.dtype = o.dtype;
@@ -129,7 +129,7 @@ void bench_grpo(const Options& o) {
 void add_bench_grpo(CLI::App& bench) {
   auto o = std::make_shared<Options>();
   auto* command = bench.add_subcommand("grpo", "A step of reinforcement learning by parts, at a fixed number of tokens");
-  command->add_option("--recipe", o->recipe, "Recipe (default: recipes/tools.toml)");
+  command->add_option("--recipe", o->recipe, "Recipe (default: recipes/speedrun.toml)");
   command->add_option("--dtype", o->dtype, "f32 or bf16")->capture_default_str()->check(CLI::IsMember({"f32", "bf16"}));
   auto number = [&](const char* flag, int64_t& field, const char* text) {
     command->add_option(flag, field, text)->capture_default_str()->check(CLI::Range(1, 100000));

@@ -109,8 +109,10 @@ Recipe read_recipe(const std::filesystem::path& path, double scale) {
     else if (name == "holdout_every") assign(file, name, node, recipe.holdout_every);
     else if (name == "drills") assign(file, name, node, recipe.drills);
     else if (name == "demos") assign(file, name, node, recipe.demos);
+    else if (name == "forms") assign(file, name, node, recipe.forms);
     else if (name == "demo_count") assign(file, name, node, recipe.demo_count);
     else if (name == "hasty") assign(file, name, node, recipe.hasty);
+    else if (name == "hasty_from") assign(file, name, node, recipe.hasty_from);
     else if (name == "model" && node.is_table()) recipe.model = model_value(file, node);
     else if (std::find(std::begin(kStages), std::end(kStages), name) != std::end(kStages) && node.is_table())
       read_section(file, name, *node.as_table(), [&](const auto& visit) { visit_stage(recipe.stage(name), visit); });
@@ -118,8 +120,8 @@ Recipe read_recipe(const std::filesystem::path& path, double scale) {
       read_section(file, name, *node.as_table(), [&](const auto& visit) { visit_rl(recipe.rl, visit); });
     else
       throw InputError(cat("[recipe] ", where(file, node),
-                           ": expected scale, seed, text, vocab_size, holdout_every, drills, demos, demo_count, hasty or the "
-                           "tables model, pretrain, warmup, sparse, sft, rl; got ",
+                           ": expected scale, seed, text, vocab_size, holdout_every, drills, demos, forms, demo_count, "
+                           "hasty, hasty_from or the tables model, pretrain, warmup, sparse, sft, rl; got ",
                            name));
   }
   if (scale > 0) recipe.scale = scale;
@@ -139,8 +141,10 @@ Json recipe_json(const Recipe& recipe) {
               {"holdout_every", recipe.holdout_every},
               {"drills", recipe.drills},
               {"demos", recipe.demos},
+              {"forms", recipe.forms},
               {"demo_count", recipe.demo_count},
               {"hasty", recipe.hasty},
+              {"hasty_from", recipe.hasty_from},
               {"model", recipe.model}};
   for (std::string name : kStages)
     visit_stage(const_cast<Recipe&>(recipe).stage(name), [&](const char* key, const auto& value) { out[name][key] = value; });

@@ -1,6 +1,6 @@
 // Recipes: one TOML page that says how a model is made. Unknown keys are errors, with file and line.
-//   scale, seed, text, vocab_size, holdout_every, drills, demos, demo_count, hasty;  [model] keys of config.json;  [pretrain]
-//   [warmup] [sparse] [sft] keys of StageConfig [rl] keys of RlConfig
+//   scale, seed, text, vocab_size, holdout_every, drills, demos, forms, demo_count, hasty, hasty_from;  [model] keys of
+//   config.json;  [pretrain] [warmup] [sparse] [sft] keys of StageConfig; [rl] keys of RlConfig
 #pragma once
 
 #include <filesystem>
@@ -23,8 +23,10 @@ struct Recipe {
   int64_t vocab_size = 4096;
   int64_t holdout_every = 0;    // as in PackOptions
   std::string demos = "";       // tasks that scripts demonstrate for [sft], as of [rl] tasks; none: the run ends with sparse
+  std::string forms = "plain";  // how they are put (tasks/prompt_form.h)
   int64_t demo_count = 4000;    // conversations
-  double hasty = 0.5;           // share of scripts that give up early: what reinforcement learning can mend
+  double hasty = 0.5;           // share of scripts that give up early: what reinforcement learning can mend;
+  double hasty_from = 0;        // behind this share of the conversations, which show how it is done
   double drills = 0;            // bytes of copying exercises (tasks/drills.h) for each byte of fetched text
   Json model = Json::object();  // overrides of config.json keys
   StageConfig pretrain{.kind = StageKind::pretrain}, warmup{.kind = StageKind::warmup}, sparse{.kind = StageKind::sparse};

@@ -234,6 +234,10 @@ TEST_F(Reinforcement, MistakesAreNamed) {
                                          {train("r", "--kl k9"), "[rl] kl: expected one of"},
                                          {train("r", "--exact maybe"), "--exact: expected true or false", 2},
                                          {train("r", "--context 30"), "expected fewer than 30 tokens"},
+                                         {train("r", "--form verse"), "[tasks] form: expected plain, reasoning"},
+                                         {train("r", "--form agent --tasks reverse"), "reverse: expected a task with tools"},
+                                         {train("r", "--form plain,agent"), "[rl] form: expected one"},
+                                         {"tasks demos lookup --forms reasoning", "lookup: expected a task without tools"},
                                          {"tasks demos chess", "chess"}}) {
     auto said = run(bad.command);
     EXPECT_EQ(said.code, bad.code) << bad.command << "\n" << said.out;

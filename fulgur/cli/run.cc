@@ -168,8 +168,12 @@ void Run::pack() {
 void Run::demonstrate() {
   if (recipe.demos.empty()) return;
   once("demos", cat("demos     ", recipe.demo_count, " conversations of scripts"), [&] {
-    write_file_atomic(data / "messages.jsonl",
-                      demonstrations(recipe.demos, Split::train, recipe.demo_count, recipe.hasty, recipe.seed));
+    write_file_atomic(data / "messages.jsonl", demonstrations({.tasks = recipe.demos,
+                                                               .forms = recipe.forms,
+                                                               .count = recipe.demo_count,
+                                                               .hasty = recipe.hasty,
+                                                               .hasty_from = recipe.hasty_from},
+                                                              Split::train, recipe.seed));
   });
 }
 

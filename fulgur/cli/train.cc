@@ -110,13 +110,12 @@ void add_stage(CLI::App& train_command, Common& common, const std::string& stage
   else visit_stage(of_stage, add_flag);
   if (stage == "sft")
     command->add_option("--messages", options->messages, "Conversations, JSON Lines (default: RUN/data/messages.jsonl)");
-  std::string recipe = stage == "sft" || stage == "rl" ? "recipes/tools.toml" : "recipes/speedrun.toml";
   std::string own = stage == "sft"  ? " --messages demos.jsonl"
                     : stage == "rl" ? " --tasks lookup2 --steps 20"
                                     : " --data shards --tokens 1M";
-  command->footer(cat("Example:\n  fulgur train ", stage, " ", recipe, " --out runs/a", own, "\n",
-                      "Two processes:\n  torchrun --nproc-per-node 2 --no-python fulgur train ", stage, " ", recipe,
-                      " --out runs/a --resume"));
+  command->footer(cat("Example:\n  fulgur train ", stage, " recipes/speedrun.toml --out runs/a", own, "\n",
+                      "Two processes:\n  torchrun --nproc-per-node 2 --no-python fulgur train ", stage,
+                      " recipes/speedrun.toml --out runs/a --resume"));
   command->callback([=, &common] { common.exit_code = train(stage, *options, common); });
 }
 

@@ -12,15 +12,15 @@
 
 namespace fulgur {
 
-Conversations::Conversations(std::vector<Sample> samples, BatchSource& text, double text_share, int64_t context,
-                             int64_t step_sequences, uint64_t seed)
+Conversations::Conversations(std::vector<Sample> samples, BatchSource& text, const StageConfig& config)
     : samples_(std::move(samples)),
       text_(text),
-      text_share_(text_share),
-      context_(context),
-      step_sequences_(step_sequences),
-      seed_(seed) {
-  FULGUR_CHECK(text_share < 1, "[sft] text_share: expected less than 1, got ", text_share);
+      text_share_(config.text_share),
+      context_(config.context),
+      step_sequences_(config.batch_tokens / config.context),
+      seed_(config.seed),
+      shuffle_(config.shuffle) {
+  FULGUR_CHECK(text_share_ < 1, "[sft] text_share: expected less than 1, got ", text_share_);
   packed(0);
 }
 
@@ -31,7 +31,7 @@ const std::vector<std::vector<size_t>>& Conversations::packed(int64_t epoch) {
   RandomStream random(seed_, cat("conversations.epoch.", epoch));
   std::vector<size_t> order(samples_.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  shuffle(order, random);
+  if (shuffle_) shuffle(order, random);
   of_epoch_.clear();
   int64_t room = 0;
   for (size_t i : order) {

@@ -11,6 +11,7 @@
 #include "fulgur/text/tokenizer.h"
 #include "fulgur/text/v32_encode.h"
 #include "fulgur/train/batches.h"
+#include "fulgur/train/stage.h"
 
 namespace fulgur {
 
@@ -26,13 +27,13 @@ std::vector<Sample> samples_of(const std::vector<Message>& messages, ThinkingMod
 // All of a file; throws InputError that names file, line and field, and where a sample is longer than `longest` tokens.
 std::vector<Sample> read_conversations(const std::filesystem::path& path, const Tokenizer& tokenizer, int64_t longest);
 
-// Samples packed into sequences of at most `context` tokens, none of them cut, each seeing itself alone; `text_share` of the
-// steps, of `step_sequences` each, are `text`'s instead: whole steps, since a sequence of text has many times the targets of one
-// of answers and would drown it. A function of its inputs and the sequence number alone.
+// Samples packed into sequences of at most `context` tokens, none of them cut, each seeing itself alone, in an order of each
+// epoch's own or (`shuffle` = false) as they come; `text_share` of the steps are `text`'s instead: whole steps, since a sequence
+// of text has many times the targets of one of answers and would drown it. A function of its inputs and the sequence number
+// alone.
 class Conversations : public BatchSource {
  public:
-  Conversations(std::vector<Sample> samples, BatchSource& text, double text_share, int64_t context, int64_t step_sequences,
-                uint64_t seed);
+  Conversations(std::vector<Sample> samples, BatchSource& text, const StageConfig& config);
   TrainBatch get(int64_t first, int64_t count) override;
   bool is_text(int64_t step) const;
   int64_t sequences_per_epoch() const override;  // of the first epoch: shuffled otherwise, samples may fill more or fewer
@@ -48,6 +49,7 @@ class Conversations : public BatchSource {
   double text_share_;
   int64_t context_, step_sequences_;
   uint64_t seed_;
+  bool shuffle_;
   std::vector<int64_t> first_{0};              // sequence of each epoch known so far, and of the next
   std::vector<std::vector<size_t>> of_epoch_;  // of the epoch read last
   int64_t epoch_ = -1;

@@ -25,6 +25,14 @@ std::vector<Sample> samples() {
   return out;
 }
 
+// Sequences of eight tokens.
+StageConfig settings(double text_share, int64_t step_sequences, bool shuffle = true) {
+  StageConfig out;
+  out.context = 8, out.batch_tokens = 8 * step_sequences;
+  out.text_share = text_share, out.shuffle = shuffle;
+  return out;
+}
+
 std::vector<int32_t> values(const at::Tensor& x) {
   auto y = x.to(at::kInt).contiguous();
   return {y.const_data_ptr<int32_t>(), y.const_data_ptr<int32_t>() + y.numel()};
@@ -32,7 +40,7 @@ std::vector<int32_t> values(const at::Tensor& x) {
 
 TEST(Conversations, WholeStepsAreTextAndNothingIsLeftOut) {
   Numbers text;
-  Conversations both(samples(), text, 0.3, 8, /*step_sequences=*/3, 1);
+  Conversations both(samples(), text, settings(0.3, 3));
   std::multiset<int32_t> seen;
   int64_t texts = 0;
   for (int64_t step = 0; step < 20; ++step) {
@@ -55,7 +63,7 @@ TEST(Conversations, WholeStepsAreTextAndNothingIsLeftOut) {
 TEST(Conversations, AnyCutOfASequenceGivesTheSame) {
   Numbers text;
   for (double share : {0.0, 0.25, 0.6}) {
-    Conversations whole(samples(), text, share, 8, 4, 7), apart(samples(), text, share, 8, 4, 7);
+    Conversations whole(samples(), text, settings(share, 4)), apart(samples(), text, settings(share, 4));
     for (int64_t step = 0; step < 12; ++step) {
       std::vector<int32_t> tokens, next;
       for (int64_t i = 0; i < 4; ++i) {
@@ -70,9 +78,15 @@ TEST(Conversations, AnyCutOfASequenceGivesTheSame) {
   }
 }
 
+TEST(Conversations, UnshuffledTheyComeAsInTheFile) {
+  Numbers text;
+  Conversations as_they_come(samples(), text, settings(0, 1, /*shuffle=*/false));
+  for (int64_t i = 0; i < 50; ++i) EXPECT_EQ(values(as_they_come.get(i, 1).batch.tokens_N)[0], i % 20);
+}
+
 TEST(Conversations, OnlyAnswersAreTargets) {
   Numbers text;
-  Conversations none(samples(), text, 0, 8, 1, 1);
+  Conversations none(samples(), text, settings(0, 1));
   auto batch = none.get(0, 1);
   auto token = values(batch.batch.tokens_N)[0];
   EXPECT_EQ(values(batch.next_N), (std::vector<int32_t>{-1, token, token, token, -1}));

@@ -37,8 +37,9 @@ struct StageConfig {
   double mtp_weight = 0.3;
   double balance_weight = 1e-4;  // sequence-wise balance loss
   double bias_speed = 1e-3;      // auxiliary-loss-free balancing: step of the correction bias
-  double text_share = 0.25;   // sft: share of the steps that are text of the earlier stages, so that none of it is forgotten
-  std::string dtype = "f32";  // f32 | bf16 compute; masters are f32
+  double text_share = 0.25;      // sft: share of the steps that are text of the earlier stages, so that none of it is forgotten
+  bool shuffle = true;           // sft: conversations in an order of each epoch's own; false: as the file has them
+  std::string dtype = "f32";     // f32 | bf16 compute; masters are f32
   uint64_t seed = 1;
 
   // How the run is watched and kept: these do not change its result, and may differ when it is resumed.
@@ -83,6 +84,7 @@ void visit_stage(Config& c, const Visit& visit) {
   visit("balance_weight", c.balance_weight);
   visit("bias_speed", c.bias_speed);
   visit("text_share", c.text_share);
+  visit("shuffle", c.shuffle);
   visit("dtype", c.dtype);
   visit("seed", c.seed);
   visit("checkpoint_every", c.checkpoint_every);

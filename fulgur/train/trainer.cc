@@ -115,8 +115,7 @@ void StageRun::read_messages() {
     std::fprintf(stderr, "sft       %zu samples: %lld tokens on average, %lld at most, prompts %lld at most, %.0f %% learned\n",
                  samples.size(), static_cast<long long>(tokens) / static_cast<long long>(samples.size()),
                  static_cast<long long>(longest), static_cast<long long>(prompt), 100.0 * double(learned) / double(tokens));
-  conversations_ = std::make_unique<Conversations>(std::move(samples), batches_, config_.text_share, config_.context,
-                                                   config_.batch_tokens / config_.context, config_.seed);
+  conversations_ = std::make_unique<Conversations>(std::move(samples), batches_, config_);
 }
 
 // Everything the result is a function of, but the step.
