@@ -78,7 +78,7 @@ struct Demonstrations {
   std::string forms = "plain";  // and these prompts (tasks/prompt_form.h), of those that suit the task
   int64_t count = 1000;
   double hasty = 0;       // share of scripts that give up early, with what they have,
-  double hasty_from = 0;  // behind this share of the conversations
+  double hasty_from = 0;  // behind this share of the conversations; over a fifth of them the share rises
 };
 std::string demonstrations(const Demonstrations& of, Split split, uint64_t seed);
 

@@ -30,6 +30,8 @@ void list(bool json) {
   }
 }
 
+constexpr double kRise = 0.2;  // share of the conversations: a sudden change would be a spike in the losses
+
 // Of the forms that suit the task, in turn; one that does not where there is none, for its error.
 PromptForm form_for(const Task& task, const std::vector<PromptForm>& forms, int64_t turn) {
   std::vector<PromptForm> fit;
@@ -47,7 +49,8 @@ std::string demonstrations(const Demonstrations& of, Split split, uint64_t seed)
   for (int64_t i = 0; i < of.count; ++i) {
     const auto& kind = kinds[i % int64_t(kinds.size())];
     auto task = kind.family->task(split, kind.difficulty, random.bits());
-    bool gives_up = random.uniform() < of.hasty && double(i) >= of.hasty_from * double(of.count);
+    double late = (double(i) / double(of.count) - of.hasty_from) / kRise;
+    bool gives_up = random.uniform() < of.hasty * (of.hasty_from > 0 ? std::clamp(late, 0.0, 1.0) : 1);
     auto form = form_for(task, forms, i / int64_t(kinds.size()));
     auto messages = json_of(demonstrate(*kind.family, in_form(form, task), gives_up ? Strategy::hasty : Strategy::right));
     auto mode = mode_of(form) == ThinkingMode::chat ? "chat" : "thinking";
@@ -77,7 +80,7 @@ void add_tasks(CLI::App& app, Common& common) {
   demos->add_option("--hasty", options->demos.hasty, "Share of scripts that give up early, with what they have")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 1.0));
-  demos->add_option("--hasty-from", options->demos.hasty_from, "Share of the conversations, the first, in which none does")
+  demos->add_option("--hasty-from", options->demos.hasty_from, "Share of the conversations, the first, in which none does; over a fifth behind them their share rises")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 1.0));
   demos->add_option("--seed", options->seed, "Another seed draws other tasks")->capture_default_str();
