@@ -72,14 +72,8 @@ double parse_count(const std::string& text, const std::string& flag);
 // A file or folder that came with the program: recipes/..., web/...
 std::filesystem::path resource(const std::string& relative);
 
-// Conversations of scripts at tasks, JSON Lines for `fulgur train sft`.
-struct Demonstrations {
-  std::string tasks;            // "name" or "name:difficulty", separated by commas, in turn
-  std::string forms = "plain";  // and these prompts (tasks/prompt_form.h), of those that suit the task
-  int64_t count = 1000;
-  double hasty = 0;       // share of scripts that give up early, with what they have,
-  double hasty_from = 0;  // behind this share of the conversations; over a fifth of them the share rises
-};
+// JSON Lines for `fulgur train sft`.
+struct Demonstrations;
 std::string demonstrations(const Demonstrations& of, Split split, uint64_t seed);
 
 // Host, versions, instruction set: what a run records about where it ran.

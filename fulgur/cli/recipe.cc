@@ -108,11 +108,11 @@ Recipe read_recipe(const std::filesystem::path& path, double scale) {
     else if (name == "vocab_size") assign(file, name, node, recipe.vocab_size);
     else if (name == "holdout_every") assign(file, name, node, recipe.holdout_every);
     else if (name == "drills") assign(file, name, node, recipe.drills);
-    else if (name == "demos") assign(file, name, node, recipe.demos);
-    else if (name == "forms") assign(file, name, node, recipe.forms);
-    else if (name == "demo_count") assign(file, name, node, recipe.demo_count);
-    else if (name == "hasty") assign(file, name, node, recipe.hasty);
-    else if (name == "hasty_from") assign(file, name, node, recipe.hasty_from);
+    else if (name == "demos") assign(file, name, node, recipe.demos.tasks);
+    else if (name == "forms") assign(file, name, node, recipe.demos.forms);
+    else if (name == "demo_count") assign(file, name, node, recipe.demos.count);
+    else if (name == "hasty") assign(file, name, node, recipe.demos.hasty);
+    else if (name == "hasty_from") assign(file, name, node, recipe.demos.hasty_from);
     else if (name == "model" && node.is_table()) recipe.model = model_value(file, node);
     else if (std::find(std::begin(kStages), std::end(kStages), name) != std::end(kStages) && node.is_table())
       read_section(file, name, *node.as_table(), [&](const auto& visit) { visit_stage(recipe.stage(name), visit); });
@@ -140,11 +140,11 @@ Json recipe_json(const Recipe& recipe) {
               {"vocab_size", recipe.vocab_size},
               {"holdout_every", recipe.holdout_every},
               {"drills", recipe.drills},
-              {"demos", recipe.demos},
-              {"forms", recipe.forms},
-              {"demo_count", recipe.demo_count},
-              {"hasty", recipe.hasty},
-              {"hasty_from", recipe.hasty_from},
+              {"demos", recipe.demos.tasks},
+              {"forms", recipe.demos.forms},
+              {"demo_count", recipe.demos.count},
+              {"hasty", recipe.demos.hasty},
+              {"hasty_from", recipe.demos.hasty_from},
               {"model", recipe.model}};
   for (std::string name : kStages)
     visit_stage(const_cast<Recipe&>(recipe).stage(name), [&](const char* key, const auto& value) { out[name][key] = value; });

@@ -16,19 +16,24 @@ namespace fulgur::cli {
 
 inline constexpr auto kStages = std::span(kStageNames).first(4);  // those of StageConfig
 
+// Conversations of scripts at tasks.
+struct Demonstrations {
+  std::string tasks = "";       // "name" or "name:difficulty", separated by commas, in turn
+  std::string forms = "plain";  // and these prompts (tasks/prompt_form.h), of those that suit the task
+  int64_t count = 1000;
+  double hasty = 0;       // share of scripts that give up early: what reinforcement learning can mend;
+  double hasty_from = 0;  // behind this share of the conversations, over a fifth of which it rises
+};
+
 struct Recipe {
   double scale = 1;
   uint64_t seed = 1;
   std::string text = "mix";  // "mix", "kjv" (fetched from Debian packages), or a path
   int64_t vocab_size = 4096;
-  int64_t holdout_every = 0;    // as in PackOptions
-  std::string demos = "";       // tasks that scripts demonstrate for [sft], as of [rl] tasks; none: the run ends with sparse
-  std::string forms = "plain";  // how they are put (tasks/prompt_form.h)
-  int64_t demo_count = 4000;    // conversations
-  double hasty = 0.5;           // share of scripts that give up early: what reinforcement learning can mend;
-  double hasty_from = 0;        // behind this share of the conversations, which show how it is done
-  double drills = 0;            // bytes of copying exercises (tasks/drills.h) for each byte of fetched text
-  Json model = Json::object();  // overrides of config.json keys
+  int64_t holdout_every = 0;                          // as in PackOptions
+  Demonstrations demos{.count = 4000, .hasty = 0.5};  // for [sft]; of no tasks: the run ends with sparse
+  double drills = 0;                                  // bytes of copying exercises (tasks/drills.h) for each byte of fetched text
+  Json model = Json::object();                        // overrides of config.json keys
   StageConfig pretrain{.kind = StageKind::pretrain}, warmup{.kind = StageKind::warmup}, sparse{.kind = StageKind::sparse};
   StageConfig sft{.kind = StageKind::sft};
   RlConfig rl;

@@ -140,7 +140,7 @@ void Run::tokenizer() {
     BpeOptions options{.vocab_size = recipe.vocab_size,
                        .min_frequency = 2,
                        .special_tokens = {"<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"}};
-    if (!recipe.demos.empty()) options.special_tokens = v32_special_tokens(), options.added_tokens = v32_fixed_texts();
+    if (!recipe.demos.tasks.empty()) options.special_tokens = v32_special_tokens(), options.added_tokens = v32_fixed_texts();
     write_file_atomic(data / "tokenizer.json",
                       tokenizer_json(vocabulary_of(train_bpe(words, options), options, deepseek_patterns())).dump(1) + "\n");
   });
@@ -166,15 +166,9 @@ void Run::pack() {
 }
 
 void Run::demonstrate() {
-  if (recipe.demos.empty()) return;
-  once("demos", cat("demos     ", recipe.demo_count, " conversations of scripts"), [&] {
-    write_file_atomic(data / "messages.jsonl", demonstrations({.tasks = recipe.demos,
-                                                               .forms = recipe.forms,
-                                                               .count = recipe.demo_count,
-                                                               .hasty = recipe.hasty,
-                                                               .hasty_from = recipe.hasty_from},
-                                                              Split::train, recipe.seed));
-  });
+  if (recipe.demos.tasks.empty()) return;
+  once("demos", cat("demos     ", recipe.demos.count, " conversations of scripts"),
+       [&] { write_file_atomic(data / "messages.jsonl", demonstrations(recipe.demos, Split::train, recipe.seed)); });
 }
 
 fs::path Run::initial_model() {

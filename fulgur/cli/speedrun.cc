@@ -83,7 +83,7 @@ int speedrun(const Options& options, bool json) {
   Run run(options.out, recipe, alone);
   run.text(), run.tokenizer(), run.pack(), run.demonstrate();
   std::vector<std::string> stages{"pretrain", "warmup", "sparse"};
-  if (!recipe.demos.empty()) stages.insert(stages.end(), {"sft", "rl"});
+  if (!recipe.demos.tasks.empty()) stages.insert(stages.end(), {"sft", "rl"});
   for (const auto& stage : stages)
     if (!(stage == "rl" ? run.reinforce() : run.train(stage))) {
       std::fprintf(stderr, "stopped; the same command goes on from here\n");

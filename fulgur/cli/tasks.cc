@@ -5,6 +5,7 @@
 #include "fulgur/base/error.h"
 #include "fulgur/base/random.h"
 #include "fulgur/cli/cli.h"
+#include "fulgur/cli/recipe.h"
 #include "fulgur/rl/config.h"
 #include "fulgur/tasks/prompt_form.h"
 #include "fulgur/tasks/task.h"
@@ -80,7 +81,9 @@ void add_tasks(CLI::App& app, Common& common) {
   demos->add_option("--hasty", options->demos.hasty, "Share of scripts that give up early, with what they have")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 1.0));
-  demos->add_option("--hasty-from", options->demos.hasty_from, "Share of the conversations, the first, in which none does; over a fifth behind them their share rises")
+  demos
+      ->add_option("--hasty-from", options->demos.hasty_from,
+                   "Share of the conversations, the first, in which none does; then more and more do")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 1.0));
   demos->add_option("--seed", options->seed, "Another seed draws other tasks")->capture_default_str();

@@ -11,10 +11,9 @@
 namespace fulgur {
 
 // apart:   each segment is a document of its own.
-// shared:  the prompt that all members begin with has its rows once, before all others: at 16 answers to a prompt of 100 tokens,
-// a
-//          half or a third of the rows. The choices in `replay` must then be forced, since no range says what such a row may see.
-//          A row's bits are the same as apart. Where the beginnings differ in anything, the rows lie apart.
+// shared:  the prompt that all members begin with has its rows once, before all others: a half or a third of the rows at 16
+//          answers to a prompt of 100 tokens. The choices in `replay` must then be forced, since no range says what such a row
+//          may see. A row's bits are the same as apart. Where the beginnings differ in anything, the rows lie apart.
 enum class RowLayout { apart, shared };
 
 struct PolicyRows {

@@ -49,6 +49,7 @@ class Player {
         left_(turn.tokens > 0 ? turn.tokens : std::numeric_limits<int64_t>::max()),
         eos_(tokenizer.id(v32::kEos)),
         episode_(member_.attempt.family->begin(member_.attempt.task)) {
+    if (options.grammars) constraint_ = options.grammars->of(member_.attempt.task.messages);
     if (member_.conversation.empty()) {
       member_.conversation = member_.attempt.task.messages;
       begin_segment();
@@ -62,7 +63,7 @@ class Player {
     Request out{.prompt = member_.segments.back().tokens, .max_tokens = asked_, .sampling = options_.sampling};
     out.sampling.seed = mix(member_.attempt.seed + member_.segments.size());
     out.stop_tokens = {eos_};
-    if (options_.grammars) out.constraint = options_.grammars->of(member_.conversation), out.answered = member_.unfinished;
+    out.constraint = constraint_, out.answered = member_.unfinished;
     return out;
   }
 
@@ -171,6 +172,7 @@ class Player {
   int64_t version_, left_, asked_ = 0, answers_ = 0;
   int32_t eos_;
   std::unique_ptr<Episode> episode_;
+  std::shared_ptr<const Constraint> constraint_;  // of all its answers: a task's tools stay
 };
 
 // Players whose generation has ended, on their way from the engine's thread.
