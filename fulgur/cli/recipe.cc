@@ -107,6 +107,7 @@ Recipe read_recipe(const std::filesystem::path& path, double scale) {
     else if (name == "text") assign(file, name, node, recipe.text);
     else if (name == "vocab_size") assign(file, name, node, recipe.vocab_size);
     else if (name == "holdout_every") assign(file, name, node, recipe.holdout_every);
+    else if (name == "lead_in") assign(file, name, node, recipe.lead_in);
     else if (name == "drills") assign(file, name, node, recipe.drills);
     else if (name == "demos") assign(file, name, node, recipe.demos.tasks);
     else if (name == "forms") assign(file, name, node, recipe.demos.forms);
@@ -120,8 +121,8 @@ Recipe read_recipe(const std::filesystem::path& path, double scale) {
       read_section(file, name, *node.as_table(), [&](const auto& visit) { visit_rl(recipe.rl, visit); });
     else
       throw InputError(cat("[recipe] ", where(file, node),
-                           ": expected scale, seed, text, vocab_size, holdout_every, drills, demos, forms, demo_count, "
-                           "hasty, hasty_from or the tables model, pretrain, warmup, sparse, sft, rl; got ",
+                           ": expected scale, seed, text, vocab_size, holdout_every, lead_in, drills, demos, forms, "
+                           "demo_count, hasty, hasty_from or the tables model, pretrain, warmup, sparse, sft, rl; got ",
                            name));
   }
   if (scale > 0) recipe.scale = scale;
@@ -130,6 +131,7 @@ Recipe read_recipe(const std::filesystem::path& path, double scale) {
     auto& tokens = recipe.stage(name).tokens;
     tokens = std::llround(double(tokens) * recipe.scale * recipe.scale);
   }
+  recipe.lead_in = std::llround(double(recipe.lead_in) * recipe.scale * recipe.scale);
   return recipe;
 }
 
@@ -139,6 +141,7 @@ Json recipe_json(const Recipe& recipe) {
               {"text", recipe.text},
               {"vocab_size", recipe.vocab_size},
               {"holdout_every", recipe.holdout_every},
+              {"lead_in", recipe.lead_in},
               {"drills", recipe.drills},
               {"demos", recipe.demos.tasks},
               {"forms", recipe.demos.forms},

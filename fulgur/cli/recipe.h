@@ -1,5 +1,5 @@
 // Recipes: one TOML page that says how a model is made. Unknown keys are errors, with file and line.
-//   scale, seed, text, vocab_size, holdout_every, drills, demos, forms, demo_count, hasty, hasty_from;  [model] keys of
+//   scale, seed, text, vocab_size, holdout_every, lead_in, drills, demos, forms, demo_count, hasty, hasty_from;  [model] keys of
 //   config.json;  [pretrain] [warmup] [sparse] [sft] keys of StageConfig; [rl] keys of RlConfig
 #pragma once
 
@@ -32,6 +32,7 @@ struct Recipe {
   int64_t vocab_size = 4096;
   int64_t holdout_every = 0;                          // as in PackOptions
   Demonstrations demos{.count = 4000, .hasty = 0.5};  // for [sft]; of no tasks: the run ends with sparse
+  int64_t lead_in = 0;                                // tokens of repeated lines that pretrain reads before the text
   double drills = 0;                                  // bytes of copying exercises (tasks/drills.h) for each byte of fetched text
   Json model = Json::object();                        // overrides of config.json keys
   StageConfig pretrain{.kind = StageKind::pretrain}, warmup{.kind = StageKind::warmup}, sparse{.kind = StageKind::sparse};

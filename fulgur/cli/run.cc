@@ -162,7 +162,23 @@ void Run::pack() {
       return Json{{"documents", split.documents}, {"tokens", split.tokens}, {"bytes", split.bytes}};
     };
     record_["data"] = {{"train", json(summary.train)}, {"valid", json(summary.valid)}};
+    if (recipe.lead_in > 0) pack_lead_in();
   });
+}
+
+void Run::pack_lead_in() const {
+  Tokenizer tokenizer(data / "tokenizer.json");
+  RandomStream random(recipe.seed, "run.lead_in");
+  std::string lines;
+  for (int64_t tokens = 0; tokens < recipe.lead_in;) {
+    auto text = repeated_line(random);
+    tokens += int64_t(tokenizer.encode(text).size()) + 2;  // and BOS, EOS
+    lines += Json{{"text", text}}.dump() + "\n";
+  }
+  fs::create_directories(data / "lead_in");
+  write_file_atomic(data / "lead_in/repeats.jsonl", lines);
+  fulgur::pack({.inputs = {data / "lead_in/repeats.jsonl"}, .tokenizer = data / "tokenizer.json", .out = data / "lead_in"},
+               [](int64_t, int64_t) {});
 }
 
 void Run::demonstrate() {
@@ -199,6 +215,7 @@ bool Run::train(const std::string& stage) {
                             {.run = folder,
                              .data = data,
                              .model = model,
+                             .lead_in = stage == "pretrain" && fs::exists(data / "lead_in") ? data / "lead_in" : fs::path(),
                              .messages = options_.messages.empty() ? data / "messages.jsonl" : options_.messages,
                              .config = config_,
                              .stop = &g_stop,

@@ -22,7 +22,7 @@ struct Run {
 
   void text();         // fetched or the user's own -> text path
   void tokenizer();    // -> data/tokenizer.json
-  void pack();         // -> data/*.bin
+  void pack();         // -> data/*.bin, data/lead_in/*.bin
   void demonstrate();  // -> data/messages.jsonl, where the recipe has demos
   // Starts from `init`, the newest checkpoint of the stage before, or fresh weights. False when stopped by a signal.
   bool train(const std::string& stage);
@@ -41,6 +41,7 @@ struct Run {
   void record_start(const std::string& stage);
   std::filesystem::path text_path() const;
   void add_drills() const;
+  void pack_lead_in() const;
   void save();
   ProcessGroup& group_;  // its leader alone writes
   RunOptions options_;

@@ -1,6 +1,8 @@
 #include "fulgur/tasks/drills.h"
 
 #include <algorithm>
+#include <iterator>
+#include <sstream>
 #include <vector>
 
 #include "fulgur/base/error.h"
@@ -51,16 +53,16 @@ std::string joined(const std::vector<Pair>& all, const std::string& separator, c
   return out + end;
 }
 
-// A line, again and again: the plainest thing to copy, from which the rest is learned sooner.
+// A line, again and again.
 std::string line_again(RandomStream& random) {
-  auto line = joined(pairs(random, 4 + random.below(9)), " ", "\n");
+  auto line = joined(pairs(random, 1 + random.below(6)), " ", "\n");
   return line + line + line;
 }
 
 // A list, and again, with other signs between.
 std::string list_twice(RandomStream& random) {
   static const char* separators[] = {", ", " ", "\n", "; ", "\" \"", " -> "};
-  auto all = pairs(random, 2 + random.below(5));
+  auto all = pairs(random, 2 + random.below(4));
   auto separator = [&] { return separators[random.below(std::size(separators))]; };
   return joined(all, separator(), "\n") + joined(all, separator(), "\n") + joined(all, separator(), "\n");
 }
@@ -68,7 +70,7 @@ std::string list_twice(RandomStream& random) {
 // Keys and values, then keys whose values are to be found.
 std::string table(RandomStream& random) {
   static const char* arrows[] = {": ", " = ", " -> ", "\": \"", " is "};
-  auto all = pairs(random, 2 + random.below(6));
+  auto all = pairs(random, 1 + random.below(5));
   std::string arrow = arrows[random.below(std::size(arrows))], out;
   for (const auto& pair : all) out += pair.key + arrow + pair.value + "\n";
   for (size_t i = 0; i < all.size(); ++i) {
@@ -93,7 +95,7 @@ std::string record(RandomStream& random) {
 
 // a to b, b to c: from a to c.
 std::string chain(RandomStream& random) {
-  auto all = pairs(random, 3 + random.below(3));
+  auto all = pairs(random, 3 + random.below(2));
   std::string out;
   for (size_t i = 0; i + 1 < all.size(); ++i) out += all[i].key + " to " + all[i + 1].key + "\n";
   size_t from = random.below(all.size() - 2);
@@ -102,14 +104,28 @@ std::string chain(RandomStream& random) {
 
 }  // namespace
 
+std::string repeated_line(RandomStream& random) {
+  // Whole tokens of a small vocabulary, most of them: one is enough to tell where it was before.
+  static const auto words = [] {
+    std::istringstream all(
+        "the and for that with you not are from can this which all will was have has but one they his who her him had she when "
+        "where what there their then them these some other about more into than only over also time after first how new any work "
+        "use may would should could been being does made make part number between under through while each such same most must "
+        "because before every without within against name file line list value string function object type return default");
+    return std::vector<std::string>{std::istream_iterator<std::string>(all), {}};
+  }();
+  bool of_words = random.below(2);
+  auto count = (2 + random.below(5)) * (of_words ? 2 : 1);
+  std::vector<std::string> items;
+  while (items.size() < count) items.push_back(of_words ? pick(words, random) : made_up_id(/*fresh=*/false, random));
+  auto line = joined(items, " ") + "\n", out = line + line + line;
+  return random.below(2) ? out + line : out;
+}
+
 std::string drill(RandomStream& random) {
-  std::string out;
-  for (uint64_t left = 2 + random.below(5); left > 0; --left) {
-    using Kind = std::string (*)(RandomStream&);
-    static constexpr Kind kinds[] = {line_again, line_again, list_twice, table, record, chain};
-    out += pick(kinds, random)(random);
-  }
-  return out;
+  using Kind = std::string (*)(RandomStream&);
+  static constexpr Kind kinds[] = {line_again, list_twice, table, record, chain};
+  return random.below(2) ? repeated_line(random) : pick(kinds, random)(random);
 }
 
 }  // namespace fulgur

@@ -6,12 +6,16 @@
 #include <array>
 #include <filesystem>
 #include <functional>
+#include <iterator>
+#include <map>
 #include <regex>
 #include <set>
+#include <sstream>
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/file.h"
 #include "fulgur/base/python_json.h"
+#include "fulgur/tasks/drills.h"
 #include "fulgur/tasks/prompt_form.h"
 #include "fulgur/tasks/task.h"
 
@@ -196,6 +200,29 @@ TEST(Splits, FreshTasksHaveNoNameOfTheOthers) {
   for (const auto& name : fresh) EXPECT_TRUE(std::regex_match(name, std::regex("[a-z][0-9][a-z][0-9]"))) << name;
   EXPECT_GT(fresh.size(), 1500u);
   EXPECT_GT(others.size(), 3000u);
+}
+
+TEST(Drills, HaveNoNameOfFreshTasksAndSayThingsTwice) {
+  RandomStream random(1, "drills");
+  const std::regex id("[a-z][0-9][a-z][0-9]");
+  auto words_of = [](std::string text) {
+    for (char& c : text)
+      if (!std::isalnum(static_cast<unsigned char>(c))) c = ' ';
+    std::istringstream in(text);
+    return std::vector<std::string>{std::istream_iterator<std::string>(in), {}};
+  };
+  for (int i = 0; i < 2000; ++i) {
+    auto line = repeated_line(random);
+    auto first = line.substr(0, line.find('\n') + 1);
+    EXPECT_TRUE(line == first + first + first || line == first + first + first + first) << line;
+    auto text = drill(random);
+    std::map<std::string, int> seen;
+    for (const auto& word : words_of(text)) {
+      ++seen[word];
+      EXPECT_FALSE(std::regex_match(word, id) && is_fresh(word)) << text;
+    }
+    EXPECT_TRUE(std::any_of(seen.begin(), seen.end(), [](const auto& entry) { return entry.second > 1; })) << text;
+  }
 }
 
 TEST(Tasks, AreAFunctionOfTheirNumbers) {

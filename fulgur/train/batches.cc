@@ -63,4 +63,15 @@ TrainBatch Batches::get(int64_t first, int64_t count) {
           at::tensor(starts, at::kInt)};
 }
 
+LeadIn::LeadIn(const std::filesystem::path& folder, BatchSource& text, int64_t context, uint64_t seed, int64_t step_sequences)
+    : shards_(folder, "train"),
+      batches_(shards_, context, seed),
+      text_(text),
+      step_sequences_(step_sequences),
+      steps_(batches_.sequences_per_epoch() / step_sequences) {}
+
+TrainBatch LeadIn::get(int64_t first, int64_t count) {
+  return first < length() ? batches_.get(first, count) : text_.get(first - length(), count);
+}
+
 }  // namespace fulgur

@@ -5,6 +5,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <filesystem>
+#include <string>
 #include <vector>
 
 #include "fulgur/model/transformer.h"
@@ -25,6 +27,7 @@ class BatchSource {
   virtual ~BatchSource() = default;
   virtual TrainBatch get(int64_t first, int64_t count) = 0;  // sequences [first, first + count)
   virtual int64_t sequences_per_epoch() const = 0;
+  virtual int64_t epoch(int64_t sequence) const { return sequence / sequences_per_epoch(); }
 };
 
 class Batches : public BatchSource {
@@ -49,6 +52,32 @@ class Batches : public BatchSource {
   uint64_t seed_;
   int64_t epoch_ = -1;
   std::vector<Sequence> order_;
+};
+
+// Text, and steps of something else whose losses are not to be compared with text's.
+class Mixture : public BatchSource {
+ public:
+  virtual bool is_text(int64_t step) const = 0;
+  virtual std::string other() const = 0;  // what the other steps are of
+};
+
+// The "train" shards of a folder once, as much of them as makes whole steps of `step_sequences`, and behind them `text`.
+class LeadIn : public Mixture {
+ public:
+  LeadIn(const std::filesystem::path& folder, BatchSource& text, int64_t context, uint64_t seed, int64_t step_sequences);
+  TrainBatch get(int64_t first, int64_t count) override;  // of one step
+  int64_t sequences_per_epoch() const override { return text_.sequences_per_epoch(); }
+  int64_t epoch(int64_t sequence) const override { return sequence < length() ? 0 : text_.epoch(sequence - length()); }
+  bool is_text(int64_t step) const override { return step >= steps_; }
+  std::string other() const override { return "lead-in"; }
+  int64_t length() const { return steps_ * step_sequences_; }
+  uint32_t checksum() const { return shards_.checksum(); }
+
+ private:
+  TokenShards shards_;
+  Batches batches_;
+  BatchSource& text_;
+  int64_t step_sequences_, steps_;
 };
 
 }  // namespace fulgur

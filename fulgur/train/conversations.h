@@ -31,11 +31,12 @@ std::vector<Sample> read_conversations(const std::filesystem::path& path, const 
 // epoch's own or (`shuffle` = false) as they come; `text_share` of the steps are `text`'s instead: whole steps, since a sequence
 // of text has many times the targets of one of answers and would drown it. A function of its inputs and the sequence number
 // alone.
-class Conversations : public BatchSource {
+class Conversations : public Mixture {
  public:
   Conversations(std::vector<Sample> samples, BatchSource& text, const StageConfig& config);
   TrainBatch get(int64_t first, int64_t count) override;
-  bool is_text(int64_t step) const;
+  bool is_text(int64_t step) const override;
+  std::string other() const override { return "conversations"; }
   int64_t sequences_per_epoch() const override;  // of the first epoch: shuffled otherwise, samples may fill more or fewer
 
  private:

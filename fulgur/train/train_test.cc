@@ -122,6 +122,23 @@ TEST_F(BatchesTest, AreAFunctionOfSeedAndNumberHoweverTheyAreAskedFor) {
   EXPECT_FALSE(at::equal(another.get(far, 4).batch.tokens_N, whole.batch.tokens_N));
 }
 
+TEST_F(BatchesTest, ALeadInIsReadOnceInWholeStepsBeforeTheRest) {
+  TokenShards shards(folder, "train");
+  Batches first(shards, 16, 7), rest(shards, 16, 1);
+  int64_t whole = first.sequences_per_epoch() / 2 * 2;
+  ASSERT_GT(whole, 0);
+  LeadIn source(folder, rest, 16, 7, 2);
+  auto tokens = [](BatchSource& from, int64_t at) { return from.get(at, 2).batch.tokens_N; };
+  for (int64_t i = 0; i < whole; i += 2) EXPECT_TRUE(at::equal(tokens(source, i), tokens(first, i))) << i;
+  int64_t epoch = rest.sequences_per_epoch();
+  for (int64_t i = 0; i < epoch + 4; i += 2) EXPECT_TRUE(at::equal(tokens(source, whole + i), tokens(rest, i))) << i;
+  EXPECT_FALSE(source.is_text(whole / 2 - 1));
+  EXPECT_TRUE(source.is_text(whole / 2));
+  EXPECT_EQ(source.epoch(whole - 1), 0);
+  EXPECT_EQ(source.epoch(whole + epoch - 1), 0);
+  EXPECT_EQ(source.epoch(whole + epoch), 1);
+}
+
 ModelConfig tiny_config() {
   ModelConfig c;
   c.vocab_size = 40, c.hidden_size = 16, c.intermediate_size = 24, c.moe_intermediate_size = 8, c.num_hidden_layers = 2;

@@ -52,6 +52,7 @@ class StageRun {
         text_guard_(config) {
     check_inputs();
     if (config.kind == StageKind::sft) read_messages();
+    if (!inputs.lead_in.empty()) read_lead_in();
     if (start_.resumed) resume();
   }
 
@@ -60,10 +61,11 @@ class StageRun {
  private:
   void check_inputs() const;
   void read_messages();
+  void read_lead_in();
   Json facts() const;
   void resume();
   std::vector<TrainBatch> parts(int64_t step);
-  BatchSource& source() { return conversations_ ? static_cast<BatchSource&>(*conversations_) : batches_; }
+  BatchSource& source() { return mixture_ ? static_cast<BatchSource&>(*mixture_) : batches_; }
   void train_step(Metrics* metrics, Progress* progress);
   bool take_step(const StepSums& sums, const Optimizer::Norms& norms, const std::vector<TrainBatch>& parts, Json& line);
   Json metrics_line(const StepSums& sums, const Optimizer::Norms& norms) const;
@@ -79,11 +81,12 @@ class StageRun {
   fs::path checkpoint_;  // the newest good one
   TokenShards shards_, valid_;
   Batches batches_, valid_batches_;
-  std::unique_ptr<Conversations> conversations_;  // of sft, which come first
+  std::unique_ptr<Mixture> mixture_;  // of text and sft's conversations, or of it and pretrain's lead-in
+  Json mixed_in_ = Json::object();    // what identifies the other part
   Tokenizer tokenizer_;
   Transformer model_;
   Optimizer optimizer_;
-  StepGuard guard_, text_guard_;  // the second is sft's: steps of text have losses of their own
+  StepGuard guard_, text_guard_;  // the second of a mixture's text, whose losses are its own
   Stragglers stragglers_;
   double peak_flops_ = 0;  // the limit of share_of_peak, measured at the start of every call
   int64_t step_ = 0;       // steps done
@@ -115,7 +118,15 @@ void StageRun::read_messages() {
     std::fprintf(stderr, "sft       %zu samples: %lld tokens on average, %lld at most, prompts %lld at most, %.0f %% learned\n",
                  samples.size(), static_cast<long long>(tokens) / static_cast<long long>(samples.size()),
                  static_cast<long long>(longest), static_cast<long long>(prompt), 100.0 * double(learned) / double(tokens));
-  conversations_ = std::make_unique<Conversations>(std::move(samples), batches_, config_);
+  mixture_ = std::make_unique<Conversations>(std::move(samples), batches_, config_);
+  mixed_in_["messages"] = sum_file(inputs_.messages).crc32;
+}
+
+void StageRun::read_lead_in() {
+  auto lead_in =
+      std::make_unique<LeadIn>(inputs_.lead_in, batches_, config_.context, config_.seed, config_.batch_tokens / config_.context);
+  mixed_in_["lead_in"] = lead_in->checksum();
+  mixture_ = std::move(lead_in);
 }
 
 // Everything the result is a function of, but the step.
@@ -126,7 +137,7 @@ Json StageRun::facts() const {
   });
   Json out = {
       {"stage", stage}, {"data", shards_.checksum()}, {"model", config_json(model_.config())}, {"numeric_path", numeric_path()}};
-  if (conversations_) out["messages"] = sum_file(inputs_.messages).crc32;
+  out.update(mixed_in_);
   return out;
 }
 
@@ -147,7 +158,7 @@ void StageRun::resume() {
     FULGUR_CHECK(sequence == expected || inputs_.force, "[checkpoint] ", start_.folder.string(), ": progress.sequence: expected ",
                  expected, " at step ", state.step, ", got ", sequence);
     guard_.load_state(state.progress.at("guard"));
-    if (conversations_) text_guard_.load_state(state.progress.at("text_guard"));
+    if (mixture_) text_guard_.load_state(state.progress.at("text_guard"));
   } catch (const Json::exception& error) {
     throw InputError(
         cat("[checkpoint] ", start_.folder.string(), ": progress: expected sequence and guard, got: ", error.what()));
@@ -172,7 +183,7 @@ Json StageRun::metrics_line(const StepSums& sums, const Optimizer::Norms& norms)
                {"step", step_},
                {"tokens", (step_ + 1) * config_.batch_tokens},
                {"lr", config_.lr * schedule_share(config_, step_)}};
-  if (conversations_) line["of"] = conversations_->is_text(step_) ? "text" : "conversations";
+  if (mixture_) line["of"] = mixture_->is_text(step_) ? "text" : mixture_->other();
   if (config_.kind != StageKind::warmup) {
     line["loss"] = shown_loss(config_, sums);
     line["bits_per_byte"] = sums.nll / std::log(2.0) / double(std::max<int64_t>(1, sums.text_bytes));
@@ -217,7 +228,7 @@ double StageRun::valid_loss() {
 
 // Takes the step, or says in `line` why not; throws where a bad step stops the run.
 bool StageRun::take_step(const StepSums& sums, const Optimizer::Norms& norms, const std::vector<TrainBatch>& parts, Json& line) {
-  auto& guard = conversations_ && conversations_->is_text(step_) ? text_guard_ : guard_;
+  auto& guard = mixture_ && mixture_->is_text(step_) ? text_guard_ : guard_;
   auto bad = guard.judge(shown_loss(config_, sums), norms);
   if (bad.empty()) {
     optimizer_.step(step_, norms);
@@ -241,12 +252,12 @@ void StageRun::save(Metrics* metrics) {
   check_agreement(model_.weights(), step_, group_);
   checkpoint_ = checkpoint_folder(inputs_.run, name_, step_);
   if (group_.leads()) {
-    int64_t sequence = step_ * config_.batch_tokens / config_.context, epoch = sequence / source().sequences_per_epoch();
+    int64_t sequence = step_ * config_.batch_tokens / config_.context, epoch = source().epoch(sequence);
     Json progress = {{"sequence", sequence},
                      {"epoch", epoch},
                      {"streams", Json::array({{{"name", cat("batches.epoch.", epoch)}, {"seed", config_.seed}, {"counter", 0}}})},
                      {"guard", guard_.state()}};
-    if (conversations_) progress["text_guard"] = text_guard_.state();
+    if (mixture_) progress["text_guard"] = text_guard_.state();
     metrics->sync();
     save_checkpoint(checkpoint_, model_, &optimizer_, inputs_.data / "tokenizer.json",
                     {name_, step_, facts(), progress, std::exchange(valid_loss_, {})});

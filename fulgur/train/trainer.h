@@ -16,6 +16,7 @@ struct StageInputs {
   std::filesystem::path run;               // run directory; made when missing
   std::filesystem::path data;              // folder of token shards
   std::filesystem::path model;             // where the stage starts: a folder with config.json, weights and tokenizer.json
+  std::filesystem::path lead_in = {};      // of pretrain: folder of token shards that are read once before those of `data`
   std::filesystem::path messages = {};     // conversations of sft, a file of JSON Lines
   Json config = Json::object();            // keys of config.json that take the place of the folder's
   const std::atomic<int>* stop = nullptr;  // set by a signal on any rank: write a checkpoint and return
