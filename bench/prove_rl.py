@@ -149,7 +149,7 @@ def stabilisers():
 def throughput():
     shape = ["--prompts", 16, "--group", 16, "--prompt-tokens", 128, "--max-tokens", 64]
     with tempfile.TemporaryDirectory() as folder:
-        config = pathlib.Path(folder) / "config.json"
+        config, parts, plain_parts = pathlib.Path(folder) / "config.json", [], []
 
         def ours():
             out = fulgur("bench", "grpo", *shape, "--steps", 3).strip().split("\n")
@@ -158,7 +158,8 @@ def throughput():
             print("        " + "\n        ".join(out[:-1]), flush=True)
             if said["mismatch"] != 0:
                 check("throughput: difference of log-probabilities, trainer and sampler", "0", said["mismatch"], False)
-            return sum(row["seconds"] for row in said["results"])
+            parts.append([row["seconds"] for row in said["results"]])
+            return sum(parts[-1])
 
         def theirs(script, environment, flags, seconds_of):
             done = call(python(), ROOT / "bench" / script, "--config", config, *shape, *flags, env=environment)
@@ -182,8 +183,17 @@ def throughput():
         ours()
         plain = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
         plain |= {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
-        beside("plain PyTorch", "plain_grpo.py", plain, [["--micro", n] for n in (16, 64, 256)],
-               lambda said: said["rollout_seconds"] + said["update_seconds"], 3)
+
+        def of_plain(said):
+            plain_parts.append([said["rollout_seconds"], said["update_seconds"]])
+            return sum(plain_parts[-1])
+
+        parts.clear()
+        beside("plain PyTorch", "plain_grpo.py", plain, [["--micro", n] for n in (16, 64, 256)], of_plain, 3)
+        # What exactness costs: the same shapes by libtorch's products and attention, whose bits change with the batch.
+        for i, part in enumerate(("sampling", "update")):
+            mine, other = (statistics.median(row[i] for row in rows) for rows in (parts, plain_parts[-3:]))
+            check(f"throughput: overhead of exactness, {part} beside libtorch's composition of it", "<= 18 %", f"{100 * (mine / other - 1):+.0f} %", mine / other <= 1.18)
         beside("TRL", "trl_grpo.py", {**plain, "PYTHONPATH": str(trl_packages())},
                [["--micro", n, "--attention", attention] for n in (16, 64, 256) for attention in ("sdpa", "eager")], lambda said: said["seconds"], 10)
         for model in ("same", "active"):
