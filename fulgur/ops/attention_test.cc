@@ -341,5 +341,73 @@ TEST_P(AttentionOps, SparseKlEqualsTheReferenceAndWithAllKeysTheDenseOne) {
             1e-5);
 }
 
+// Keys of groups as one key of all groups' numbers, and heads that are 0 but for their own.
+at::Tensor spread(const at::Tensor& q, int64_t groups) {
+  auto wide = at::zeros({q.size(0), q.size(1), groups, q.size(2)});
+  for (int64_t j = 0; j < q.size(1); ++j) wide.select(1, j).select(1, j * groups / q.size(1)).copy_(q.select(1, j));
+  return wide.flatten(2);
+}
+
+TEST_P(AttentionOps, GroupsOfKeysScoreAndLearnAsTheReferenceDoes) {
+  at::manual_seed(12);
+  auto visible = documents({3, 400, 41});
+  for (int64_t groups : {2, 3}) {
+    auto q = leaf({444, 6, 10}), w = leaf({444, 6});
+    auto k = at::randn({444, groups, 10});
+    auto scores = indexer_scores(q, k, w, visible);
+    EXPECT_LT(relative(scores.nan_to_num(0, 0, 0), reference::indexer_scores(q, k, w, visible).nan_to_num(0, 0, 0)), 3e-6);
+    EXPECT_LT(relative(scores.nan_to_num(0, 0, 0),
+                       indexer_scores(spread(q.detach(), groups), k.flatten(1), w, visible).nan_to_num(0, 0, 0)),
+              3e-6);
+    auto selected = indexer_top_k(q, k, w, visible, 30);
+    for (int64_t t : {2, 300, 443}) {
+      auto part = [&](const at::Tensor& x) { return x.narrow(0, t, 1); };
+      EXPECT_TRUE(at::equal(indexer_scores(part(q), k, part(w), part(visible)), part(scores)));
+      EXPECT_TRUE(at::equal(indexer_top_k(part(q), k, part(w), part(visible), 30), part(selected)));
+    }
+    auto aq = at::randn({444, 4, 12}), ak = at::randn({444, 2, 12});
+    auto lse = std::get<1>(dense_mla(aq, ak, ak, visible, 0.5));
+    auto dense = [&](const List& in) { return indexer_kl_dense(in[0], k, in[1], aq, ak, lse, visible, 0.5); };
+    auto dense_expected = [&](const List& in) { return reference::indexer_kl_dense(in[0], k, in[1], aq, ak, lse, visible, 0.5); };
+    EXPECT_LT(worst_difference(dense, dense_expected, {q, w}), 1e-5);
+    auto target = at::rand({444, 30}) * (selected >= 0);
+    target = target / target.sum(1, true);
+    auto sparse = [&](const List& in) { return indexer_kl_sparse(in[0], k, in[1], selected, target); };
+    auto sparse_expected = [&](const List& in) { return reference::indexer_kl_sparse(in[0], k, in[1], selected, target); };
+    EXPECT_LT(worst_difference(sparse, sparse_expected, {q, w}), 1e-5);
+    EXPECT_THROW(indexer_kl_sparse(q, k.clone().requires_grad_(), w, selected, target), InputError);
+  }
+  EXPECT_THROW(indexer_scores(at::randn({3, 4, 5}), at::randn({3, 3, 5}), at::randn({3, 4}), documents({3})), InputError);
+}
+
+// A key's values before it: as a key of zeros and its numbers under a query of zeros and its own.
+TEST_P(AttentionOps, ValuesThatLieBeforeTheirKeysAreWeighedAlike) {
+  at::manual_seed(13);
+  auto visible = documents({3, 100, 41});
+  auto q = leaf({144, 3, 12}), kv = leaf({144, 21});
+  auto selected = indexer_top_k(at::randn({144, 2, 8}), at::randn({144, 8}), at::randn({144, 2}), visible, 20);
+  auto op = [&](const List& in) { return std::get<0>(sparse_mla(in[0], in[1], selected, 9, 0.3)); };
+  auto expected = [&](const List& in) {
+    auto wide = at::cat({at::zeros({144, 3, 9}), in[0]}, 2);
+    return std::get<0>(reference::sparse_mla(wide, in[1], selected, 9, 0.3));
+  };
+  EXPECT_LT(worst_difference(op, expected, {q, kv}), 1e-5);
+  auto of_groups = leaf({144, 2, 21}), all = leaf({144, 6, 12});
+  auto grouped = [&](const List& in) { return std::get<0>(sparse_mla(in[0], in[1], selected, 9, 0.3)); };
+  auto apart = [&](const List& in) {
+    auto part = [&](int64_t g) { return expected({in[0].narrow(1, 3 * g, 3), in[1].select(1, g)}); };
+    return at::cat({part(0), part(1)}, 1);
+  };
+  EXPECT_LT(worst_difference(grouped, apart, {all, of_groups}), 1e-5);
+  auto target_of = [&](const at::Tensor& queries, const at::Tensor& keys) {
+    return std::get<2>(sparse_mla(queries, keys, selected, 9, 0.3));
+  };
+  auto mean =
+      (target_of(all.narrow(1, 0, 3), of_groups.select(1, 0)) + target_of(all.narrow(1, 3, 3), of_groups.select(1, 1))) / 2;
+  EXPECT_LT(relative(target_of(all, of_groups), mean), 1e-6);
+  auto few = sparse_mla(q.narrow(0, 100, 1), kv, selected.narrow(0, 100, 1), 9, 0.3);
+  EXPECT_TRUE(at::equal(std::get<0>(few), op({q, kv}).narrow(0, 100, 1)));
+}
+
 }  // namespace
 }  // namespace fulgur::ops

@@ -7,9 +7,11 @@
 
 namespace fulgur::FULGUR_ISA {
 
-inline GemmParams dot_products(const IndexerParams& p, int64_t first, int64_t rows, int64_t key, int64_t count) {
+// Of one group's keys by all heads' queries; those of other groups are the caller's to leave out.
+inline GemmParams dot_products(const IndexerParams& p, int64_t first, int64_t rows, int64_t key, int64_t count,
+                               int64_t group = 0) {
   return {.a = element(p.q, p.type, first * p.J * p.D),
-          .b = element(p.k, p.type, key * p.D),
+          .b = element(p.k, p.type, key * p.key_size() + group * p.D),
           .c = nullptr,
           .M = rows * p.J,
           .N = count,
@@ -17,10 +19,29 @@ inline GemmParams dot_products(const IndexerParams& p, int64_t first, int64_t ro
           .a_row = p.D,
           .a_col = 1,
           .b_row = 1,
-          .b_col = p.D,
+          .b_col = p.key_size(),
           .c_row = 0,
           .a_type = p.type,
           .b_type = p.type};
+}
+
+// The same as products over all of which each pair of a head and a key of its group comes once: each(product, its first head,
+// a row of which is `heads` heads below the one before). With c [rows, J, c_row].
+template <class Each>
+void for_products(const IndexerParams& p, int64_t first, int64_t rows, int64_t key, int64_t count, float* c, int64_t c_row,
+                  const Each& each) {
+  if (p.G == 1) {
+    GemmParams product = dot_products(p, first, rows, key, count);
+    product.c = c, product.c_row = c_row;
+    return each(product, 0, 1);
+  }
+  for (int64_t j = 0; j < p.J; ++j) {
+    GemmParams product = dot_products(p, first, rows, key, count, j * p.G / p.J);
+    product.a = element(product.a, p.type, j * p.D);
+    product.M = rows, product.a_row = p.J * p.D;
+    product.c = c + j * c_row, product.c_row = p.J * c_row;
+    each(product, j, p.J);
+  }
 }
 
 // One row: scores[i] = sum_j w_j relu(dots[j][i]), heads in ascending order.

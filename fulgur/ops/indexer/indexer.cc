@@ -17,16 +17,26 @@ using Scores = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&
 using Select = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, const std::optional<Tensor>&);
 using TopK = Tensor(const Tensor&, const Tensor&, int64_t);
 
+// Groups of keys, which the shapes tell: k [S, G, D], or pages of keys of G D numbers.
+int64_t groups_of(const Tensor& q, const Tensor& k, bool paged) {
+  if (!paged) return k.dim() == 3 ? k.size(1) : 1;
+  int64_t size = k.dim() == 3 ? k.size(1) : k.size(1) / kPageKeys - 4;
+  return q.size(2) > 0 && size % q.size(2) == 0 ? size / q.size(2) : 0;
+}
+
 // Checks all shapes; returns the keys of the call.
 PagedKeys check(const Tensor& q, const Tensor& k, const Tensor& w, const Tensor& visible, const std::optional<Tensor>& pages) {
   bool quantised = k.scalar_type() == at::kByte || k.scalar_type() == at::kChar;
-  bool fits = q.dim() == 3;
-  if (!pages) fits = fits && !quantised && k.dim() == 2 && q.size(2) == k.size(1);
-  else if (quantised) fits = fits && k.dim() == 2 && k.size(1) == kPageKeys * (q.size(2) + 4) && q.size(2) <= 128;
-  else fits = fits && k.dim() == 3 && q.size(2) == k.size(1) && k.size(2) == kPageKeys;
-  FULGUR_CHECK(fits,
-               "[indexer] expected q [N, J, D] and k [S, D], or in pages [pages, D, 64] or quantised [pages, 64 (D + 4)], got ",
-               q.sizes(), " and ", k.sizes());
+  bool fits = q.dim() == 3 && (k.dim() == 2 || k.dim() == 3);
+  if (!pages) fits = fits && !quantised && q.size(2) == k.size(k.dim() - 1);
+  else if (quantised) fits = fits && k.dim() == 2 && k.size(1) % kPageKeys == 0 && q.size(2) <= 128;
+  else fits = fits && k.dim() == 3 && k.size(2) == kPageKeys;
+  int64_t groups = fits ? groups_of(q, k, pages.has_value()) : 0;
+  FULGUR_CHECK(
+      groups > 0 && q.size(1) % groups == 0,
+      "[indexer] expected q [N, J, D] and k [S, D] or [S, G, D] of groups that divide J, or in pages [pages, G D, 64] or "
+      "quantised [pages, 64 (G D + 4)], got ",
+      q.sizes(), " and ", k.sizes());
   FULGUR_CHECK(quantised || q.scalar_type() == k.scalar_type(), "[indexer] expected q and k of one type, got ", q.scalar_type(),
                " and ", k.scalar_type());
   FULGUR_CHECK(w.dim() == 2 && w.size(0) == q.size(0) && w.size(1) == q.size(1) && w.scalar_type() == at::kFloat,
@@ -47,7 +57,8 @@ IndexerParams params_of(const Tensor& q, const Tensor& k, const Tensor& w, const
           q.size(2),
           storage(q, "indexer"),
           keys.pages,
-          format};
+          format,
+          groups_of(q, k, keys.pages != nullptr)};
 }
 
 Tensor scores_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& visible_in,

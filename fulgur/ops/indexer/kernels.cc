@@ -24,23 +24,25 @@ struct Queries {
   const float* row(const IndexerParams& p, int64_t r) const { return words + r * p.J * head; }
 };
 
-// One row's scores with the keys of a tile, which have scales where they are integers; keys_at(i): where those from the i-th on
-// are.
+// One row's scores with the keys of a tile, which have scales where they are integers; keys_at(i, g): where those of a group from
+// the i-th on are.
 template <class Math, class KeysAt>
 void score_row(const IndexerParams& p, const float* q, int64_t words, const float* w, const int32_t* sums, const KeysAt& keys_at,
                const float* scales, int64_t count, float* scores, Ahead ahead) {
   for (int64_t i = 0; i < count; i += kGemmCols) {
     Vec total[2] = {};
-    auto keys = keys_at(i);
-    using Keys = decltype(keys);
-    int64_t j = 0;
-    for (; j + kGemmRows <= p.J; j += kGemmRows) {
-      ahead.fetch();
-      add_heads<kGemmRows, Math>(q + j * words, words, keys, w + j, sums + j, total);
+    using Keys = decltype(keys_at(i, 0));
+    for (int64_t g = 0, j = 0; g < p.G; ++g) {
+      auto keys = keys_at(i, g);
+      int64_t end = (g + 1) * p.J / p.G;
+      for (; j + kGemmRows <= end; j += kGemmRows) {
+        ahead.fetch();
+        add_heads<kGemmRows, Math>(q + j * words, words, keys, w + j, sums + j, total);
+      }
+      for (; j + 4 <= end; j += 4) add_heads<4, Math>(q + j * words, words, keys, w + j, sums + j, total);
+      for (; j + 2 <= end; j += 2) add_heads<2, Math>(q + j * words, words, keys, w + j, sums + j, total);
+      for (; j < end; ++j) add_heads<1, Math>(q + j * words, words, keys, w + j, sums + j, total);
     }
-    for (; j + 4 <= p.J; j += 4) add_heads<4, Math>(q + j * words, words, keys, w + j, sums + j, total);
-    for (; j + 2 <= p.J; j += 2) add_heads<2, Math>(q + j * words, words, keys, w + j, sums + j, total);
-    for (; j < p.J; ++j) add_heads<1, Math>(q + j * words, words, keys, w + j, sums + j, total);
     Keys::in_order(total);
     for (int v = 0; v < 2; ++v) {
       int64_t at = i + v * kLanes;
@@ -59,15 +61,16 @@ void for_pages(const IndexerParams& p, int64_t key, int64_t count, const Each& e
 
 // A page's keys lie [D][64]: panels of them are copied, and widened, in the order in which memory is read fastest.
 template <class T>
-void copy_panels(const T* page, int64_t D, int64_t count, float* to) {
+void copy_panels(const void* from, int64_t group, int64_t D, int64_t count, float* to) {
+  const T* page = static_cast<const T*>(from) + group * D * kPageKeys;
   for (int64_t d = 0; d < D; ++d, page += kPageKeys, to += kGemmCols)
     for (int64_t i = 0; i < count; i += kGemmCols)
       for (int v = 0; v < kGemmCols; v += kLanes) store(to + i * D + v, load_as_f32(page + i + v, false));
 }
 
-// Keys of D e4m3 one behind the other, and their scales: squares of kLanes of each are turned.
-void turn_panels(const uint8_t* page, int64_t D, int64_t count, float* to) {
-  const auto* scales = reinterpret_cast<const float*>(page + kPageKeys * D);
+// Keys of e4m3 one behind the other, of which D are the group's, and their scales: squares of kLanes of each are turned.
+void turn_panels(const uint8_t* page, int64_t key_size, int64_t group, int64_t D, int64_t count, float* to) {
+  const auto* scales = reinterpret_cast<const float*>(page + kPageKeys * key_size);
   for (int64_t i = 0; i < count; i += kLanes) {
     float* column = to + i / kGemmCols * kGemmCols * D + i % kGemmCols;
     Vec scale = load(scales + i);
@@ -75,7 +78,7 @@ void turn_panels(const uint8_t* page, int64_t D, int64_t count, float* to) {
       int64_t some = std::min<int64_t>(kLanes, D - d);
       Vec square[kLanes];
       for (int key = 0; key < kLanes; ++key) {
-        const uint8_t* at = page + (i + key) * D + d;
+        const uint8_t* at = page + (i + key) * key_size + group * D + d;
         uint8_t part[kLanes] = {};
         if (some < kLanes) at = std::copy_n(at, some, part) - some;
         square[key] = small_e4m3(at) * 0x1p120f;
@@ -86,16 +89,16 @@ void turn_panels(const uint8_t* page, int64_t D, int64_t count, float* to) {
   }
 }
 
-// Keys [key, key + count) as panels of words; of integers their scales too.
-void pack_keys(const IndexerParams& p, int64_t key, int64_t count, float* packed, float* scales) {
-  if (!p.pages) return pack_b<Singles>(dot_products(p, 0, 0, key, count), 0, p.D, 0, count, packed);
+// A group of keys [key, key + count) as panels of words; of integers their scales too.
+void pack_keys(const IndexerParams& p, int64_t group, int64_t key, int64_t count, float* packed, float* scales) {
+  if (!p.pages) return pack_b<Singles>(dot_products(p, 0, 0, key, count, group), 0, p.D, 0, count, packed);
   for_pages(p, key, count, [&](const uint8_t* page, int64_t some, int64_t done) {
     if (p.format == KeyFormat::int8) {
-      copy_panels(reinterpret_cast<const float*>(page), p.D / 4, some, packed + done * p.D / 4);
-      std::memcpy(scales + done, page + kPageKeys * p.D, kPageKeys * sizeof(float));
-    } else if (p.format == KeyFormat::fp8) turn_panels(page, p.D, some, packed + done * p.D);
-    else if (p.type == Storage::f32) copy_panels(reinterpret_cast<const float*>(page), p.D, some, packed + done * p.D);
-    else copy_panels(reinterpret_cast<const uint16_t*>(page), p.D, some, packed + done * p.D);
+      copy_panels<float>(page, group, p.D / 4, some, packed + done * p.D / 4);
+      std::memcpy(scales + done, page + kPageKeys * p.key_size(), kPageKeys * sizeof(float));
+    } else if (p.format == KeyFormat::fp8) turn_panels(page, p.key_size(), group, p.D, some, packed + done * p.D);
+    else if (p.type == Storage::f32) copy_panels<float>(page, group, p.D, some, packed + done * p.D);
+    else copy_panels<uint16_t>(page, group, p.D, some, packed + done * p.D);
   });
 }
 
@@ -137,16 +140,15 @@ void score_long_heads(const IndexerParams& p, int64_t first, int64_t last, int64
                       int64_t stride) {
   static thread_local std::vector<float> dots;
   dots.resize(std::max<size_t>(dots.size(), kIndexerRows * p.J * count));
-  GemmParams product = dot_products(p, first, last - first, p.pages ? 0 : key, count);
-  product.c = dots.data(), product.c_row = count;
-  if (p.pages)
+  for_products(p, first, last - first, p.pages ? 0 : key, count, dots.data(), count, [&](GemmParams product, int64_t j, int64_t) {
+    if (!p.pages) return gemm_serial(product);
     for_pages(p, key, count, [&](const uint8_t* page, int64_t keys, int64_t done) {
       GemmParams part = product;
-      part.b = page, part.N = keys, part.b_row = kPageKeys, part.b_col = 1;
-      part.c = dots.data() + done;
+      part.b = element(page, p.type, j * p.G / p.J * p.D * kPageKeys), part.N = keys, part.b_row = kPageKeys, part.b_col = 1;
+      part.c = static_cast<float*>(product.c) + done;
       gemm_serial(part);
     });
-  else gemm_serial(product);
+  });
   for (int64_t r = 0; r < last - first; ++r)
     weigh(dots.data() + r * p.J * count, p.w + (first + r) * p.J, p.J, count, count, scores + r * stride);
 }
@@ -155,7 +157,8 @@ void score_long_heads(const IndexerParams& p, int64_t first, int64_t last, int64
 void score_keys(const IndexerParams& p, const Queries& q, int64_t first, int64_t last, int64_t key, int64_t count, float* scores,
                 int64_t stride) {
   static thread_local std::vector<float> packed;
-  packed.resize(std::max<size_t>(packed.size(), (kIndexerTile + kGemmCols) * p.D));
+  int64_t panels = (kIndexerTile + kGemmCols) * p.D;  // of one group
+  packed.resize(std::max<size_t>(packed.size(), p.G * panels));
   float scales[kIndexerTile + kPageKeys];
   int64_t rows = last - first;
   bool by_page = p.pages && rows == 1, integers = p.format == KeyFormat::int8;
@@ -170,12 +173,12 @@ void score_keys(const IndexerParams& p, const Queries& q, int64_t first, int64_t
     if (by_page && p.format == KeyFormat::plain && p.type == Storage::bf16) {  // read where they lie
       const auto* page = reinterpret_cast<const uint16_t*>(p.page(key + at));
       score_row<Singles>(
-          p, q.words, q.head, q.weights, nullptr, [&](int64_t i) { return PageKeys{page + i}; }, nullptr, keys, scores + at,
-          ahead);
+          p, q.words, q.head, q.weights, nullptr, [&](int64_t i, int64_t g) { return PageKeys{page + g * p.D * kPageKeys + i}; },
+          nullptr, keys, scores + at, ahead);
       continue;
     }
-    pack_keys(p, key + at, keys, packed.data(), scales);
-    auto in_panels = [&](int64_t i) { return PackedKeys{packed.data() + i * q.head}; };
+    for (int64_t g = 0; g < p.G; ++g) pack_keys(p, g, key + at, keys, packed.data() + g * panels, scales);
+    auto in_panels = [&](int64_t i, int64_t g) { return PackedKeys{packed.data() + g * panels + i * q.head}; };
     for (int64_t r = 0; r < rows; ++r) {
       float* to = scores + r * stride + at;
       const float* w = q.weights + r * p.J;

@@ -12,8 +12,14 @@
 
 namespace fulgur::ops::reference {
 
+at::Tensor dot_products(const at::Tensor& q, const at::Tensor& k) {
+  if (k.dim() == 2) return at::einsum("njd,sd->njs", {q.to(at::kFloat), k.to(at::kFloat)});
+  auto q_NGHD = q.to(at::kFloat).view({q.size(0), k.size(1), -1, q.size(2)});
+  return at::einsum("nghd,sgd->nghs", {q_NGHD, k.to(at::kFloat)}).flatten(1, 2);
+}
+
 at::Tensor indexer_scores(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w, const at::Tensor& visible) {
-  auto dots = at::relu(at::einsum("njd,sd->njs", {q.to(at::kFloat), k.to(at::kFloat)}));
+  auto dots = at::relu(dot_products(q, k));
   return at::einsum("njs,nj->ns", {dots, w}).masked_fill(visible_mask(visible, k.size(0)).logical_not(), -INFINITY);
 }
 

@@ -24,13 +24,16 @@ using DenseBackward = Gradients(const Tensor&, const Tensor&, const Tensor&, con
 using SparseBackward = Gradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&);
 
 IndexerKlParams indexer_params(const Tensor& q, const Tensor& k, const Tensor& w) {
-  FULGUR_CHECK(q.dim() == 3 && k.dim() == 2 && q.size(2) == k.size(1) && q.scalar_type() == k.scalar_type(),
-               "[indexer_kl] expected q [N, J, D] and k [S, D] of one type, got ", q.sizes(), " and ", k.sizes());
+  FULGUR_CHECK(q.dim() == 3 && (k.dim() == 2 || k.dim() == 3) && q.size(2) == k.size(k.dim() - 1) &&
+                   q.scalar_type() == k.scalar_type() && (k.dim() == 2 || (k.size(1) > 0 && q.size(1) % k.size(1) == 0)),
+               "[indexer_kl] expected q [N, J, D] and k [S, D], or [S, G, D] of groups that divide J, of one type, got ",
+               q.sizes(), " and ", k.sizes());
   FULGUR_CHECK(w.dim() == 2 && w.size(0) == q.size(0) && w.size(1) == q.size(1) && w.scalar_type() == at::kFloat,
                "[indexer_kl] expected float32 weights [", q.size(0), ", ", q.size(1), "], got ", w.sizes());
   IndexerKlParams params{};
   params.indexer = {q.const_data_ptr(), k.const_data_ptr(), w.const_data_ptr<float>(), nullptr,
                     q.size(1),          q.size(2),          storage(q, "indexer_kl")};
+  params.indexer.G = k.dim() == 3 ? k.size(1) : 1;
   return params;
 }
 
@@ -38,14 +41,15 @@ IndexerKlParams dense_params(const Tensor& q, const Tensor& k, const Tensor& w, 
                              const Tensor& lse, const Tensor& visible, double scale) {
   auto params = indexer_params(q, k, w);
   check_visible(visible, q.size(0), k.size(0), "indexer_kl");
-  FULGUR_CHECK(aq.dim() == 3 && ak.dim() == 3 && aq.size(0) == q.size(0) && ak.size(0) == k.size(0) && aq.size(1) == ak.size(1) &&
-                   aq.size(2) == ak.size(2) && lse.size(0) == aq.size(0) && lse.size(1) == aq.size(1),
-               "[indexer_kl] expected attention q [N, H, E], k [S, H, E] and lse [N, H], got ", aq.sizes(), ", ", ak.sizes(),
-               ", ", lse.sizes());
+  FULGUR_CHECK(aq.dim() == 3 && ak.dim() == 3 && aq.size(0) == q.size(0) && ak.size(0) == k.size(0) && ak.size(1) > 0 &&
+                   aq.size(1) % ak.size(1) == 0 && aq.size(2) == ak.size(2) && lse.size(0) == aq.size(0) &&
+                   lse.size(1) == aq.size(1),
+               "[indexer_kl] expected attention q [N, H, E], k [S, H, E] or of fewer heads that divide H, and lse [N, H], got ",
+               aq.sizes(), ", ", ak.sizes(), ", ", lse.sizes());
   params.indexer.visible = visible.const_data_ptr<int>();
   params.aq = aq.const_data_ptr(), params.ak = ak.const_data_ptr();
   params.attention_lse = lse.const_data_ptr<float>();
-  params.H = aq.size(1), params.E = aq.size(2);
+  params.H = aq.size(1), params.HK = ak.size(1), params.E = aq.size(2);
   params.scale = float(scale);
   params.attention_type = storage(aq, "indexer_kl");
   return params;
@@ -58,7 +62,7 @@ Gradients zeros_like(const Tensor& q, const Tensor& k, const Tensor& w, const Te
   params.kl = kl.mutable_data_ptr<float>();
   params.dkl = dkl.const_data_ptr<float>();
   params.dq = dq.mutable_data_ptr<float>();
-  params.dk = dk.mutable_data_ptr<float>();
+  params.dk = params.indexer.G > 1 ? nullptr : dk.mutable_data_ptr<float>();
   params.dw = dw.mutable_data_ptr<float>();
   return out;
 }
@@ -169,6 +173,16 @@ Gradients sparse_backward_cpu(const Tensor& dkl_in, const Tensor& q_in, const Te
   auto selected = selected_in.contiguous(), target = target_in.contiguous(), dkl = dkl_in.contiguous();
   auto params = sparse_params(q, k, w, selected, target);
   auto out = zeros_like(q, k, w, dkl, params);
+  auto kernel = FULGUR_CALL(indexer_kl_sparse_row);
+  if (params.indexer.G > 1) {
+    int64_t stride = padded_keys(params.K);
+    parallel_for(q.size(0), [&](int64_t row) {
+      static thread_local std::vector<float> dots;
+      dots.resize(std::max<size_t>(dots.size(), q.size(1) * stride));
+      kernel(params, row, dots.data(), stride, nullptr);
+    });
+    return out;
+  }
   KeyGradients keys{.selected = params.selected,
                     .N = q.size(0),
                     .K = params.K,
@@ -179,7 +193,6 @@ Gradients sparse_backward_cpu(const Tensor& dkl_in, const Tensor& q_in, const Te
                     .room = nullptr};
   auto room = at::empty({keys.slots() * keys.slot_size()}, w.options());
   keys.room = room.mutable_data_ptr<float>();
-  auto kernel = FULGUR_CALL(indexer_kl_sparse_row);
   add_to_keys(keys,
               [&](int64_t row, int64_t slot) { kernel(params, row, keys.coefficients(slot), keys.stride(), keys.lines(slot)); });
   return out;
@@ -246,6 +259,8 @@ struct SparseFunction : torch::autograd::Function<SparseFunction> {
 };
 
 bool wants_gradient(const Tensor& q, const Tensor& k, const Tensor& w) {
+  FULGUR_CHECK(k.dim() == 2 || !k.requires_grad() || !at::GradMode::is_enabled(),
+               "[indexer_kl] expected groups of keys to be constants, got keys that want a gradient");
   return at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || w.requires_grad());
 }
 

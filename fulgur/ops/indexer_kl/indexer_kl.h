@@ -3,7 +3,7 @@
 // KL(p || softmax(I)) of each row, [N] f32, p a constant, I the scores of indexer.h. Differentiable in q, k, w; where one of
 // them wants a gradient, the forward pass makes all three for equal weights of the rows (what a sum of rows hands back), and
 // scales them later; other weights cost a second pass. Throws InputError when shapes disagree or a range leaves the keys.
-// Thread-safe.
+// Keys may come in groups, [S, G, D] as in indexer.h: then they are constants. Thread-safe.
 #pragma once
 
 #include <ATen/core/Tensor.h>

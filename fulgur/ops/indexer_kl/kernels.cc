@@ -53,7 +53,7 @@ void attention_tile(const IndexerKlParams& p, int64_t first, int64_t rows, int64
   std::fill(target, target + rows * kIndexerTile, 0.0f);
   for (int64_t h = 0; h < p.H; ++h) {
     gemm_serial({.a = element(p.aq, p.attention_type, (first * p.H + h) * p.E),
-                 .b = element(p.ak, p.attention_type, (key * p.H + h) * p.E),
+                 .b = element(p.ak, p.attention_type, (key * p.HK + h * p.HK / p.H) * p.E),
                  .c = scores,
                  .M = rows,
                  .N = count,
@@ -61,7 +61,7 @@ void attention_tile(const IndexerKlParams& p, int64_t first, int64_t rows, int64
                  .a_row = row_stride,
                  .a_col = 1,
                  .b_row = 1,
-                 .b_col = row_stride,
+                 .b_col = p.HK * p.E,
                  .c_row = kIndexerTile,
                  .a_type = p.attention_type,
                  .b_type = p.attention_type});
@@ -133,9 +133,8 @@ void indexer_kl_stripe(const IndexerKlParams& p, int64_t first, int64_t last, in
     attention_tile(p, first, rows, key, count, target);
     for (int64_t r0 = 0; r0 < rows; r0 += step) {
       int64_t some = std::min(step, rows - r0);
-      GemmParams product = dot_products(x, first + r0, some, key, count);
-      product.c = dots, product.c_row = kIndexerTile;
-      gemm_serial(product);
+      for_products(x, first + r0, some, key, count, dots, kIndexerTile,
+                   [](const GemmParams& product, int64_t, int64_t) { gemm_serial(product); });
       for (int64_t r = r0; r < r0 + some; ++r) {
         int64_t row = first + r, seen = std::clamp<int64_t>(x.visible[2 * row + 1] - key, 0, count);
         float* row_dots = dots + (r - r0) * x.J * kIndexerTile;
@@ -146,32 +145,35 @@ void indexer_kl_stripe(const IndexerKlParams& p, int64_t first, int64_t last, in
         weigh_backward(scores, x.w + row * x.J, x.J, kIndexerTile, seen, count, row_dots, out.dw + r * x.J);
       }
       if (!p.dkl) continue;
-      gemm_serial({.a = dots,
-                   .b = product.b,
-                   .c = out.dq + r0 * x.J * x.D,
-                   .M = some * x.J,
-                   .N = x.D,
-                   .K = count,
-                   .a_row = kIndexerTile,
-                   .a_col = 1,
-                   .b_row = x.D,
-                   .b_col = 1,
-                   .c_row = x.D,
-                   .b_type = x.type,
-                   .accumulate = true});
-      gemm_serial({.a = dots,
-                   .b = product.a,
-                   .c = p.dk + key * x.D,
-                   .M = count,
-                   .N = x.D,
-                   .K = some * x.J,
-                   .a_row = 1,
-                   .a_col = kIndexerTile,
-                   .b_row = x.D,
-                   .b_col = 1,
-                   .c_row = x.D,
-                   .b_type = x.type,
-                   .accumulate = true});
+      for_products(x, first + r0, some, key, count, dots, kIndexerTile, [&](const GemmParams& product, int64_t j, int64_t heads) {
+        gemm_serial({.a = product.c,
+                     .b = product.b,
+                     .c = out.dq + (r0 * x.J + j) * x.D,
+                     .M = product.M,
+                     .N = x.D,
+                     .K = count,
+                     .a_row = product.c_row,
+                     .a_col = 1,
+                     .b_row = x.key_size(),
+                     .b_col = 1,
+                     .c_row = heads * x.D,
+                     .b_type = x.type,
+                     .accumulate = true});
+        if (p.dk)
+          gemm_serial({.a = product.c,
+                       .b = product.a,
+                       .c = p.dk + key * x.key_size() + j * x.G / x.J * x.D,
+                       .M = count,
+                       .N = x.D,
+                       .K = product.M,
+                       .a_row = 1,
+                       .a_col = product.c_row,
+                       .b_row = product.a_row,
+                       .b_col = 1,
+                       .c_row = x.key_size(),
+                       .b_type = x.type,
+                       .accumulate = true});
+      });
     }
   }
 }
@@ -184,9 +186,12 @@ void indexer_kl_sparse_row(const IndexerKlParams& p, int64_t row, float* dots, i
   float* scores = scratch(0, stride);
   p.kl[row] = 0;
   if (count == 0) return;
-  GemmParams product = dot_products(x, row, 1, 0, count);
-  product.b_columns = keys, product.c = dots, product.c_row = stride;
-  dot_gathered(product, x.J);
+  for (int64_t g = 0, heads = x.J / x.G; g < x.G; ++g) {
+    GemmParams product = dot_products(x, row, 1, 0, count, g);
+    product.a = element(product.a, x.type, g * heads * x.D), product.M = heads;
+    product.b_columns = keys, product.c = dots + g * heads * stride, product.c_row = stride;
+    dot_gathered(product, heads);
+  }
   weigh(dots, x.w + row * x.J, x.J, stride, count, scores);
   LogSumExp state;
   state.add(scores, count);
@@ -196,19 +201,21 @@ void indexer_kl_sparse_row(const IndexerKlParams& p, int64_t row, float* dots, i
   if (!p.dkl) return;
   score_gradient(target, lse, p.dkl[row], count, scores);
   weigh_backward(scores, x.w + row * x.J, x.J, stride, count, count, dots, p.dw + row * x.J);
-  gemm_serial({.a = dots,
-               .b = x.k,
-               .c = p.dq + row * x.J * x.D,
-               .M = x.J,
-               .N = x.D,
-               .K = count,
-               .a_row = stride,
-               .a_col = 1,
-               .b_row = x.D,
-               .b_col = 1,
-               .c_row = x.D,
-               .b_type = x.type,
-               .b_rows = keys});
+  for (int64_t g = 0, heads = x.J / x.G; g < x.G; ++g)
+    gemm_serial({.a = dots + g * heads * stride,
+                 .b = element(x.k, x.type, g * x.D),
+                 .c = p.dq + (row * x.J + g * heads) * x.D,
+                 .M = heads,
+                 .N = x.D,
+                 .K = count,
+                 .a_row = stride,
+                 .a_col = 1,
+                 .b_row = x.key_size(),
+                 .b_col = 1,
+                 .c_row = x.D,
+                 .b_type = x.type,
+                 .b_rows = keys});
+  if (!lines) return;
   for (int64_t i = 0; i < x.J * x.D; i += kLanes)
     write(lines, Storage::f32, i, x.J * x.D - i, read(x.q, x.type, row * x.J * x.D + i, x.J * x.D - i));
 }

@@ -10,9 +10,9 @@ struct IndexerKlParams {
   IndexerParams indexer;
   // Dense: the attention that is imitated.
   const void* aq;              // [N, H, E]
-  const void* ak;              // [S, H, E]
+  const void* ak;              // [S, HK, E], head h's at h HK / H
   const float* attention_lse;  // [N, H]
-  int64_t H, E;
+  int64_t H, HK, E;
   float scale;
   Storage attention_type;
   // Sparse: given keys and target.
@@ -24,7 +24,7 @@ struct IndexerKlParams {
   // Gradients of sum(dkl * kl), f32, start as zeros; none where dkl is null.
   const float* dkl;  // [N]
   float* dq;         // [N, J, D]
-  float* dk;         // [S, D]
+  float* dk;         // [S, D]; null where keys have groups
   float* dw;         // [N, J]
 };
 

@@ -8,6 +8,7 @@
 
 #include <cmath>
 
+#include "fulgur/ops/indexer/indexer.h"
 #include "fulgur/ops/indexer_kl/indexer_kl.h"
 #include "fulgur/ops/visible.h"
 
@@ -15,7 +16,7 @@ namespace fulgur::ops::reference {
 namespace {
 
 at::Tensor all_scores(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w) {
-  auto dots = at::relu(at::einsum("njd,sd->njs", {q.to(at::kFloat), k.to(at::kFloat)}));
+  auto dots = at::relu(dot_products(q, k));
   return at::einsum("njs,nj->ns", {dots, w});
 }
 
@@ -32,7 +33,7 @@ at::Tensor masked_kl(const at::Tensor& p, const at::Tensor& scores, const at::Te
 at::Tensor indexer_kl_dense(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w, const at::Tensor& aq,
                             const at::Tensor& ak, const at::Tensor& lse, const at::Tensor& visible, double scale) {
   auto mask = visible_mask(visible, k.size(0));
-  auto attention = at::einsum("nhe,she->nhs", {aq.to(at::kFloat), ak.to(at::kFloat)}) * scale;
+  auto attention = dot_products(aq, ak) * scale;
   auto p = ((attention - lse.unsqueeze(-1)).exp() * mask.unsqueeze(1)).mean(1).detach();
   return masked_kl(p, all_scores(q, k, w), mask);
 }

@@ -52,7 +52,7 @@ Columns unpack_keys(const SparseMlaParams& p, const Keys& keys, int64_t first, i
 }
 
 Columns columns_of(const SparseMlaParams& p, const Keys& keys, int64_t first, int64_t last) {
-  return p.fp8 ? unpack_keys(p, keys, first, last) : Columns{element(p.kv, p.type, first), p.C, keys.row};
+  return p.fp8 ? unpack_keys(p, keys, first, last) : Columns{element(p.kv, p.type, first), p.kv_row, keys.row};
 }
 
 Keys keys_of(const SparseMlaParams& p, int64_t row) {
@@ -63,10 +63,10 @@ Keys keys_of(const SparseMlaParams& p, int64_t row) {
 
 int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
-// dots[h][i] = rows[h] . key_i[:length] of heads whose rows of `length` follow one another.
-void dot_keys(const SparseMlaParams& p, const void* rows, int64_t length, int64_t heads, const Keys& keys, int64_t stride,
-              float* dots) {
-  Columns columns = columns_of(p, keys, 0, length);
+// dots[h][i] = rows[h] . key_i[first:first + length] of heads whose rows of `length` follow one another.
+void dot_keys(const SparseMlaParams& p, const void* rows, int64_t first, int64_t length, int64_t heads, const Keys& keys,
+              int64_t stride, float* dots) {
+  Columns columns = columns_of(p, keys, first, first + length);
   dot_gathered({.a = rows,
                 .b = columns.at,
                 .c = dots,
@@ -86,7 +86,7 @@ void dot_keys(const SparseMlaParams& p, const void* rows, int64_t length, int64_
 
 // scores[h][i] = scale * q_h . key_i of all heads.
 void score(const SparseMlaParams& p, int64_t row, const Keys& keys, int64_t stride, float* scores) {
-  dot_keys(p, element(p.q, p.type, row * p.H * p.C), p.C, p.H, keys, stride, scores);
+  dot_keys(p, element(p.q, p.type, row * p.all_heads * p.Cq), p.C - p.Cq, p.Cq, p.H, keys, stride, scores);
   for (int64_t h = 0; h < p.H; ++h)
     for (int64_t i = 0; i < keys.count; ++i) scores[h * stride + i] *= p.scale;
 }
@@ -120,7 +120,7 @@ void sparse_mla_scores(const SparseMlaParams& p, int64_t row, int64_t first, int
 
 void sparse_mla_softmax(const SparseMlaParams& p, int64_t row, int64_t head, float* scores) {
   int64_t count = keys_of(p, row).count;
-  p.lse[row * p.H + head] = count > 0 ? softmax(scores + head * padded_keys(p.K), count) : INFINITY;
+  p.lse[row * p.all_heads + head] = count > 0 ? softmax(scores + head * padded_keys(p.K), count) : INFINITY;
 }
 
 void sparse_mla_values(const SparseMlaParams& p, int64_t row, int64_t first, int64_t last, const float* scores) {
@@ -144,7 +144,7 @@ void sparse_mla_values(const SparseMlaParams& p, int64_t row, int64_t first, int
                .b_rows = columns.row});
   for (int64_t h = 0; h < p.H; ++h)
     for (int64_t i = 0; i < size; i += kLanes)
-      write(p.out, p.type, (row * p.H + h) * p.R + first + i, size - i,
+      write(p.out, p.type, (row * p.all_heads + h) * p.R + first + i, size - i,
             read(buffer.data(), Storage::f32, h * size + i, size - i));
 }
 
@@ -179,21 +179,22 @@ void sparse_mla_row(const SparseMlaParams& p, int64_t row) {
 // With P = exp(S - lse), dP = dO V^T, dS = P * (dP - rowsum(O * dO)) * scale: dq = dS K; of the keys, dV = P^T dO, dK = dS^T q.
 void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, float* coefficients, int64_t stride, float* lines) {
   Keys keys = keys_of(p, row);
-  float* dq = p.dq + row * p.H * p.C;
-  std::fill(dq, dq + p.H * p.C, 0.0f);
+  int64_t apart = p.C - p.Cq;  // values that are no part of what is scored
+  float* dq = p.dq + row * p.all_heads * p.Cq;
+  std::fill(dq, dq + p.H * p.Cq, 0.0f);
   if (keys.count == 0) return;
-  const void* q = element(p.q, p.type, row * p.H * p.C);
-  const void* dout = element(p.dout, p.type, row * p.H * p.R);
+  const void* q = element(p.q, p.type, row * p.all_heads * p.Cq);
+  const void* dout = element(p.dout, p.type, row * p.all_heads * p.R);
   float *probability = coefficients, *gradient = probability + p.H * stride;
   int64_t whole = padded(keys.count);
   score(p, row, keys, stride, probability);
-  dot_keys(p, dout, p.R, p.H, keys, stride, gradient);
+  dot_keys(p, dout, 0, p.R, p.H, keys, stride, gradient);
   for (int64_t h = 0; h < p.H; ++h) {
-    int64_t at = (row * p.H + h) * p.R;
+    int64_t at = (row * p.all_heads + h) * p.R;
     Vec dot{};
     for (int64_t d = 0; d < p.R; d += kLanes)
       dot = fma(read(p.out, p.type, at + d, p.R - d), read(p.dout, p.type, at + d, p.R - d), dot);
-    float delta = sum(dot), lse = p.lse[row * p.H + h];
+    float delta = sum(dot), lse = p.lse[row * p.all_heads + h];
     for (int64_t i = 0; i < whole; i += kLanes) {
       float* prob = probability + h * stride + i;
       float* grad = gradient + h * stride + i;
@@ -203,22 +204,24 @@ void sparse_mla_backward_row(const SparseMlaParams& p, int64_t row, float* coeff
     }
   }
   gemm_serial({.a = gradient,
-               .b = p.kv,
+               .b = element(p.kv, p.type, apart),
                .c = dq,
                .M = p.H,
-               .N = p.C,
+               .N = p.Cq,
                .K = keys.count,
                .a_row = stride,
                .a_col = 1,
-               .b_row = p.C,
+               .b_row = p.kv_row,
                .b_col = 1,
-               .c_row = p.C,
+               .c_row = p.Cq,
                .b_type = p.type,
                .b_rows = keys.row});
   for (int64_t h = 0; h < p.H; ++h) {
     float *of_dout = lines + h * p.C, *of_q = of_dout + p.H * p.C;
     for (int64_t d = 0; d < p.R; d += kLanes) write(of_dout, Storage::f32, d, p.R - d, read(dout, p.type, h * p.R + d, p.R - d));
-    for (int64_t d = 0; d < p.C; d += kLanes) write(of_q, Storage::f32, d, p.C - d, read(q, p.type, h * p.C + d, p.C - d));
+    std::fill(of_q, of_q + apart, 0.0f);
+    for (int64_t d = 0; d < p.Cq; d += kLanes)
+      write(of_q + apart, Storage::f32, d, p.Cq - d, read(q, p.type, h * p.Cq + d, p.Cq - d));
   }
 }
 

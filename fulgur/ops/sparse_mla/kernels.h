@@ -8,20 +8,21 @@
 namespace fulgur {
 
 struct SparseMlaParams {
-  const void* q;            // [N, H, C]
-  const void* kv;           // [S, C], or rows of fp8 (cached_keys.h); forward only
+  const void* q;            // [N, all heads, Cq], from the first of H heads that share keys
+  const void* kv;           // [S, kv_row], from their C numbers; or rows of fp8 (cached_keys.h), forward only
   const int32_t* selected;  // [N, K] ascending, -1 behind the last
   const int32_t* rows;      // [N, K] where these keys lie
-  void* out;                // [N, H, R]
-  float* lse;               // [N, H]
+  void* out;                // [N, all heads, R]
+  float* lse;               // [N, all heads]
   float* target;            // [N, K]; forward only
-  int64_t H, C, R, K;
+  int64_t H, Cq, C, R, K;   // of a key its last Cq numbers are scored
+  int64_t all_heads, kv_row;
   float scale;
   Storage type;  // of q, kv, out, dout
   bool fp8;
   // Backward pass only.
-  const void* dout;  // [N, H, R]
-  float* dq;         // [N, H, C]
+  const void* dout;  // [N, all heads, R]
+  float* dq;         // [N, all heads, Cq]
 };
 
 constexpr int64_t kHeadGroup = 32;  // the target sums heads in groups

@@ -14,34 +14,59 @@ using Forward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
 using Backward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                                             const Tensor&, int64_t, double);
 
+// The heads of q in groups that share keys; a key of a group is its values and, where they are apart, its numbers behind them.
+struct Groups {
+  Groups(const Tensor& q, const Tensor& kv, int64_t value_dim)
+      : count(kv.dim() == 3 ? kv.size(1) : 1),
+        apart(kv.dim() == 3 || (kv.scalar_type() != at::kByte && kv.size(1) == value_dim + q.size(2))),
+        C(apart ? value_dim + q.size(2) : q.size(2)) {}
+  int64_t count;
+  bool apart;
+  int64_t C;
+};
+
 void check(const Tensor& q, const Tensor& kv, const Tensor& selected, int64_t keys, int64_t value_dim) {
   bool fp8 = kv.scalar_type() == at::kByte;
-  FULGUR_CHECK(q.dim() == 3 && kv.dim() == 2 && value_dim > 0 && value_dim <= q.size(2),
-               "[sparse_mla] expected q [N, H, C], rows of keys, and a value size of at most C, got ", q.sizes(), ", ",
-               kv.sizes(), " and ", value_dim);
+  FULGUR_CHECK(q.dim() == 3 && (kv.dim() == 2 || kv.dim() == 3) && value_dim > 0,
+               "[sparse_mla] expected q [N, H, C], rows of keys, and a value size, got ", q.sizes(), ", ", kv.sizes(), " and ",
+               value_dim);
+  Groups groups(q, kv, value_dim);
   int64_t bytes = value_dim + (value_dim + 127) / 128 * 4 + 2 * (q.size(2) - value_dim);
-  FULGUR_CHECK(kv.size(1) == (fp8 ? bytes : q.size(2)), "[sparse_mla] expected kv [S, ", fp8 ? bytes : q.size(2), "], got ",
-               kv.sizes());
+  FULGUR_CHECK((groups.apart || value_dim <= q.size(2)) && kv.size(kv.dim() - 1) == (fp8 ? bytes : groups.C),
+               "[sparse_mla] expected kv [S, ", fp8 ? bytes : q.size(2), "] with values of at most as many numbers, or [S, ",
+               value_dim + q.size(2), "] of values and keys, got ", kv.sizes(), " and values of ", value_dim);
+  FULGUR_CHECK(groups.count > 0 && q.size(1) % groups.count == 0, "[sparse_mla] expected groups of keys that divide ", q.size(1),
+               " heads, got ", groups.count);
   FULGUR_CHECK(fp8 || q.scalar_type() == kv.scalar_type(), "[sparse_mla] expected q and kv of one type, got ", q.scalar_type(),
                " and ", kv.scalar_type());
   check_selected(selected, q.size(0), keys, "sparse_mla");
 }
 
+const void* moved(const void* from, Storage type, int64_t numbers) {
+  return static_cast<const char*>(from) + numbers * (type == Storage::f32 ? 4 : 2);
+}
+
 SparseMlaParams params_of(const Tensor& q, const Tensor& kv, const Tensor& selected, const Tensor& out, const Tensor& lse,
-                          int64_t value_dim, double scale) {
-  return {.q = q.const_data_ptr(),
-          .kv = kv.const_data_ptr(),
+                          int64_t value_dim, double scale, int64_t group) {
+  Groups groups(q, kv, value_dim);
+  int64_t H = q.size(1) / groups.count;
+  auto type = storage(q, "sparse_mla");
+  return {.q = moved(q.const_data_ptr(), type, group * H * q.size(2)),
+          .kv = moved(kv.const_data_ptr(), type, group * groups.C),
           .selected = selected.const_data_ptr<int>(),
           .rows = selected.const_data_ptr<int>(),
-          .out = const_cast<void*>(out.const_data_ptr()),
-          .lse = const_cast<float*>(lse.const_data_ptr<float>()),
+          .out = const_cast<void*>(moved(out.const_data_ptr(), type, group * H * value_dim)),
+          .lse = const_cast<float*>(lse.const_data_ptr<float>()) + group * H,
           .target = nullptr,
-          .H = q.size(1),
-          .C = q.size(2),
+          .H = H,
+          .Cq = q.size(2),
+          .C = groups.C,
           .R = value_dim,
           .K = selected.size(1),
+          .all_heads = q.size(1),
+          .kv_row = groups.count * groups.C,
           .scale = float(scale),
-          .type = storage(q, "sparse_mla"),
+          .type = type,
           .fp8 = kv.scalar_type() == at::kByte,
           .dout = nullptr,
           .dq = nullptr};
@@ -78,18 +103,22 @@ std::tuple<Tensor, Tensor, Tensor> sparse_mla_cpu(const Tensor& q_in, const Tens
   auto f32 = q.options().dtype(at::kFloat);
   auto out = at::empty({N, H, value_dim}, q.options());
   auto lse = at::empty({N, H}, f32), target = at::empty({N, selected.size(1)}, f32);
-  auto params = params_of(q, kv, selected, out, lse, value_dim, scale);
-  params.target = target.mutable_data_ptr<float>();
   std::vector<int32_t> rows(keys.pages ? selected.numel() : 0);
-  if (keys.pages) {
-    for (size_t i = 0; i < rows.size(); ++i)
-      rows[i] = params.selected[i] < 0 ? -1 : int32_t(row_of_key(keys.pages, params.selected[i]));
-    params.rows = rows.data();
+  const int* chosen = selected.const_data_ptr<int>();
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = chosen[i] < 0 ? -1 : int32_t(row_of_key(keys.pages, chosen[i]));
+  int64_t groups = Groups(q, kv, value_dim).count;
+  auto of_group = groups > 1 ? at::empty_like(target) : target;
+  for (int64_t g = 0; g < groups; ++g) {
+    auto params = params_of(q, kv, selected, out, lse, value_dim, scale, g);
+    params.target = of_group.mutable_data_ptr<float>();
+    if (keys.pages) params.rows = rows.data();
+    if (N >= 2 * threads()) {
+      auto kernel = FULGUR_CALL(sparse_mla_row);
+      parallel_for(N, [&](int64_t row) { kernel(params, row); });
+    } else attend_few(params, N);
+    if (groups > 1) g == 0 ? target.copy_(of_group) : target.add_(of_group);
   }
-  if (N >= 2 * threads()) {
-    auto kernel = FULGUR_CALL(sparse_mla_row);
-    parallel_for(N, [&](int64_t row) { kernel(params, row); });
-  } else attend_few(params, N);
+  if (groups > 1) target.div_(double(groups));
   return {out, lse, target};
 }
 
@@ -109,22 +138,27 @@ std::tuple<Tensor, Tensor> sparse_mla_backward_cpu(const Tensor& dout_in, const 
                kv.scalar_type());
   auto f32 = q.options().dtype(at::kFloat);
   auto dq = at::empty(q.sizes(), f32), dkv = at::zeros(kv.sizes(), f32);
-  auto params = params_of(q, kv, selected, out, lse, value_dim, scale);
-  params.dout = dout.const_data_ptr();
-  params.dq = dq.mutable_data_ptr<float>();
-  KeyGradients keys{.selected = params.selected,
-                    .N = q.size(0),
-                    .K = params.K,
-                    .terms = 2 * params.H,
-                    .length = params.C,
-                    .split = params.R,
-                    .to = dkv.mutable_data_ptr<float>(),
-                    .room = nullptr};
-  auto room = at::empty({keys.slots() * keys.slot_size()}, f32);
-  keys.room = room.mutable_data_ptr<float>();
-  auto kernel = FULGUR_CALL(sparse_mla_backward_row);
-  add_to_keys(keys,
-              [&](int64_t row, int64_t slot) { kernel(params, row, keys.coefficients(slot), keys.stride(), keys.lines(slot)); });
+  int64_t groups = Groups(q, kv, value_dim).count;
+  for (int64_t g = 0; g < groups; ++g) {
+    auto of_group = groups > 1 ? at::zeros({kv.size(0), kv.size(2)}, f32) : dkv;
+    auto params = params_of(q, kv, selected, out, lse, value_dim, scale, g);
+    params.dout = moved(dout.const_data_ptr(), params.type, g * params.H * value_dim);
+    params.dq = dq.mutable_data_ptr<float>() + g * params.H * params.Cq;
+    KeyGradients keys{.selected = params.selected,
+                      .N = q.size(0),
+                      .K = params.K,
+                      .terms = 2 * params.H,
+                      .length = params.C,
+                      .split = params.R,
+                      .to = of_group.mutable_data_ptr<float>(),
+                      .room = nullptr};
+    auto room = at::empty({keys.slots() * keys.slot_size()}, f32);
+    keys.room = room.mutable_data_ptr<float>();
+    auto kernel = FULGUR_CALL(sparse_mla_backward_row);
+    add_to_keys(
+        keys, [&](int64_t row, int64_t slot) { kernel(params, row, keys.coefficients(slot), keys.stride(), keys.lines(slot)); });
+    if (groups > 1) dkv.select(1, g).copy_(of_group);
+  }
   return {dq.to(q.scalar_type()), dkv.to(kv.scalar_type())};
 }
 

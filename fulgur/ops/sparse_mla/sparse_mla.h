@@ -14,8 +14,10 @@ namespace fulgur::ops {
 
 // selected_NK: int32, ascending rows of kv, -1 behind a row's last. Returns {out_NHR, lse_NH (natural log), target_NK}: target is
 // the attention averaged over heads, the constant the indexer is trained towards. No gradient reaches lse and target.
-// Keys may lie in pages (pages.h), int32 [P]; selected_NK then counts keys of these pages, and nothing takes a gradient. kv may
-// be rows of fp8 (cached_keys.h) there.
+// kv [S, R + C], or [S, G, R + C] of groups that divide the heads, as in grouped-query attention: the values are no part of the
+// keys but lie before them.
+// Keys may lie in pages (pages.h), int32 [P]; selected_NK then counts keys of these pages, and nothing takes a gradient. kv
+// may be rows of fp8 (cached_keys.h) there.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_mla(const at::Tensor& q_NHC, const at::Tensor& kv_SC,
                                                           const at::Tensor& selected_NK, int64_t value_dim, double scale,
                                                           const at::Tensor& pages = {});
