@@ -54,7 +54,7 @@ void generate_command(Options o, const CLI::App& command, Common& common) {
   if (config.bos_token_id >= 0) prompt.insert(prompt.begin(), int32_t(config.bos_token_id));
   o.request.prompt = prompt;
   if (config.eos_token_id >= 0) o.request.stop_tokens = {int32_t(config.eos_token_id)};
-  EngineOptions options{.dense = o.attention == "dense" || !config.has_latents(), .bf16 = o.dtype == "bf16"};
+  EngineOptions options{.dense = o.attention == "dense" || !config.has_indexer(), .bf16 = o.dtype == "bf16"};
   options.weights = weight_format(o.weights_format), options.cache = cache_format(o.cache);
   options.draft = o.draft && model.weights().mtp;
   options.max_context = int64_t(prompt.size()) + o.request.max_tokens;

@@ -33,9 +33,15 @@ Cache::Cache(const ModelConfig& config, Attention attention, at::ScalarType type
   auto options = at::TensorOptions().dtype(type);
   FULGUR_CHECK(attention == Attention::sparse || extras.format.plain(),
                "[cache] expected a plain cache for dense attention, got another format\n  hint: --attention sparse");
+  FULGUR_CHECK(config.has_latents() || extras.format.latents == KeyFormat::plain,
+               "[cache] expected plain keys for grouped-query attention, got another format");
   auto add_layer = [&] {
     auto& layer = layers.emplace_back();
-    if (attention == Attention::sparse) {
+    if (attention == Attention::sparse && !config.has_latents()) {
+      layer.kv_SC = at::empty({S, H, 2 * config.v_head_dim}, options);
+      layer.index_PDK =
+          ops::empty_index_keys(pages, config.index_head_dim * (config.tied_index() ? H : 1), extras.format.index, type);
+    } else if (attention == Attention::sparse) {
       layer.kv_SC = ops::empty_latents(pages, config.kv_lora_rank, config.qk_rope_head_dim, extras.format.latents, type);
       layer.index_PDK = ops::empty_index_keys(pages, config.index_head_dim, extras.format.index, type);
     } else {

@@ -52,6 +52,13 @@ class Reader {
   std::string name_;
 };
 
+void read_indexer(const Reader& read, ModelConfig& c) {
+  read.integer("index_n_heads", c.index_n_heads);
+  read.integer("index_head_dim", c.index_head_dim);
+  read.integer("index_topk", c.index_topk);
+  read.text("index_keys", c.index_keys);
+}
+
 // Hugging Face's Llama: plain rotation, no biases.
 void read_llama(const Json& json, const Reader& read, ModelConfig& c) {
   c.first_k_dense_replace = c.num_hidden_layers;
@@ -60,6 +67,8 @@ void read_llama(const Json& json, const Reader& read, ModelConfig& c) {
   read.integer("head_dim", c.v_head_dim, false);
   c.qk_rope_head_dim = c.v_head_dim;
   read.boolean("tie_word_embeddings", c.tie_word_embeddings);
+  read.integer("index_topk", c.index_topk, false);
+  if (c.has_indexer()) read_indexer(read, c);
   read.only("mlp_bias", false);
   read.only("rope_scaling", nullptr);
   if (!json.contains("rope_parameters") || !json["rope_parameters"].is_object()) return;
@@ -84,11 +93,7 @@ void read_latents(const Reader& read, ModelConfig& c) {
   read.integer("topk_group", c.topk_group, false);
   read.boolean("norm_topk_prob", c.norm_topk_prob);
   read.number("routed_scaling_factor", c.routed_scaling_factor);
-  if (c.has_indexer()) {
-    read.integer("index_n_heads", c.index_n_heads);
-    read.integer("index_head_dim", c.index_head_dim);
-    read.integer("index_topk", c.index_topk);
-  }
+  if (c.has_indexer()) read_indexer(read, c);
   read.only("scoring_func", "sigmoid");
   read.only("topk_method", "noaux_tc");
   read.only("tie_word_embeddings", false);
@@ -143,6 +148,8 @@ ModelConfig parse_config(const Json& json, const std::string& name) {
 
 namespace {
 
+constexpr int64_t kLargest = int64_t(1) << 30;  // products of two sizes stay far from overflow
+
 using Require = std::function<void(bool good, const char* key, const std::string& expected, double got)>;
 
 void validate_latents(const ModelConfig& c, const Require& require) {
@@ -160,8 +167,26 @@ void validate_latents(const ModelConfig& c, const Require& require) {
             "a positive length", double(c.rope_scaling->original_max_position_embeddings));
   }
   if (!c.has_indexer()) return;
+  FULGUR_CHECK(!c.tied_index(), "[config] index_keys: expected own keys beside latents, got tied ones");
   require(c.index_head_dim >= c.qk_rope_head_dim, "index_head_dim", cat("at least qk_rope_head_dim ", c.qk_rope_head_dim),
           double(c.index_head_dim));
+}
+
+}  // namespace
+
+namespace {
+
+void validate_indexer(const ModelConfig& c, const std::string& name, const Require& require) {
+  for (auto [key, value] :
+       {std::pair("index_n_heads", c.index_n_heads), {"index_head_dim", c.index_head_dim}, {"index_topk", c.index_topk}})
+    require(value > 0 && value <= kLargest, key, cat("a size from 1 to ", kLargest), double(value));
+  FULGUR_CHECK(c.index_keys == "own" || c.index_keys == "tied", "[config] ", name, ": index_keys: expected own or tied, got ",
+               c.index_keys);
+  if (!c.tied_index()) return;
+  require(c.index_head_dim == c.v_head_dim, "index_head_dim", cat("the size of the keys, ", c.v_head_dim),
+          double(c.index_head_dim));
+  require(c.index_n_heads % c.key_heads() == 0, "index_n_heads", cat("a multiple of ", c.key_heads(), " heads of keys"),
+          double(c.index_n_heads));
 }
 
 }  // namespace
@@ -171,7 +196,6 @@ void validate(const ModelConfig& c, const std::string& name) {
     std::string said = std::fabs(got) < 1e15 && got == std::floor(got) ? cat(int64_t(got)) : cat(got);
     FULGUR_CHECK(good, "[config] ", name, ": ", key, ": expected ", expected, ", got ", said);
   };
-  constexpr int64_t kLargest = int64_t(1) << 30;  // products of two sizes stay far from overflow
   auto size = [&](const char* key, int64_t value) {
     require(value > 0 && value <= kLargest, key, cat("a size from 1 to ", kLargest), double(value));
   };
@@ -188,8 +212,7 @@ void validate(const ModelConfig& c, const std::string& name) {
     require(c.num_attention_heads % c.key_heads() == 0, "num_key_value_heads",
             cat("a number that divides ", c.num_attention_heads, " heads"), double(c.key_heads()));
   }
-  if (c.has_indexer())
-    size("index_n_heads", c.index_n_heads), size("index_head_dim", c.index_head_dim), size("index_topk", c.index_topk);
+  if (c.has_indexer()) validate_indexer(c, name, require);
   require(c.num_hidden_layers > 0 && c.num_hidden_layers <= 10000, "num_hidden_layers", "1 to 10000 layers",
           double(c.num_hidden_layers));
   require(c.first_k_dense_replace >= 0 && c.first_k_dense_replace <= c.num_hidden_layers, "first_k_dense_replace",
@@ -204,6 +227,12 @@ void validate(const ModelConfig& c, const std::string& name) {
 ModelConfig read_config(const std::filesystem::path& path) { return parse_config(read_json(path), path.string()); }
 
 namespace {
+
+Json indexer_json(const ModelConfig& c) {
+  Json json = {{"index_head_dim", c.index_head_dim}, {"index_n_heads", c.index_n_heads}, {"index_topk", c.index_topk}};
+  if (c.tied_index()) json["index_keys"] = c.index_keys;
+  return json;
+}
 
 Json llama_json(const ModelConfig& c) {
   return {{"architectures", {"LlamaForCausalLM"}},
@@ -231,7 +260,11 @@ Json llama_json(const ModelConfig& c) {
 }  // namespace
 
 Json config_json(const ModelConfig& c) {
-  if (!c.has_latents()) return llama_json(c);
+  if (!c.has_latents()) {
+    Json json = llama_json(c);
+    if (c.has_indexer()) json.update(indexer_json(c));
+    return json;
+  }
   Json json = {{"architectures", {c.has_indexer() ? "DeepseekV32ForCausalLM" : "DeepseekV3ForCausalLM"}},
                {"model_type", c.model_type},
                {"attention_bias", false},
@@ -268,8 +301,7 @@ Json config_json(const ModelConfig& c) {
                {"torch_dtype", c.torch_dtype},
                {"v_head_dim", c.v_head_dim},
                {"vocab_size", c.vocab_size}};
-  if (c.has_indexer())
-    json.update({{"index_head_dim", c.index_head_dim}, {"index_n_heads", c.index_n_heads}, {"index_topk", c.index_topk}});
+  if (c.has_indexer()) json.update(indexer_json(c));
   if (const auto& s = c.rope_scaling)
     json["rope_scaling"] = {{"type", "yarn"},
                             {"factor", s->factor},

@@ -19,7 +19,7 @@ struct RopeScaling {  // YaRN
 
 struct ModelConfig {
   // deepseek_v3: the same without an indexer. llama: grouped-query attention instead of MLA, all layers dense; its heads' size is
-  // qk_rope_head_dim and v_head_dim, and what MLA, mixtures and indexers need is 0.
+  // qk_rope_head_dim and v_head_dim, and what MLA and mixtures need is 0; with an indexer where it has an index_topk.
   std::string model_type = "deepseek_v32";
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
@@ -45,6 +45,8 @@ struct ModelConfig {
   int64_t index_n_heads = 0;
   int64_t index_head_dim = 0;
   int64_t index_topk = 0;
+  // The keys an indexer scores. own: made for it (paper 2.1). tied: the attention's own, so that they cost no cache; of llama.
+  std::string index_keys = "own";
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000;
   std::optional<RopeScaling> rope_scaling;
@@ -55,8 +57,10 @@ struct ModelConfig {
   int64_t eos_token_id = 1;
   std::string torch_dtype = "float32";
 
-  bool has_indexer() const { return model_type == "deepseek_v32"; }
-  bool has_latents() const { return model_type != "llama"; }  // MLA
+  bool has_indexer() const { return model_type == "deepseek_v32" || (model_type == "llama" && index_topk > 0); }
+  bool tied_index() const { return has_indexer() && index_keys == "tied"; }
+  bool has_latents() const { return model_type != "llama"; }                          // MLA
+  int64_t index_inputs() const { return has_latents() ? q_lora_rank : hidden_size; }  // what index queries are made of
   int64_t key_heads() const { return num_key_value_heads > 0 ? num_key_value_heads : num_attention_heads; }
   bool is_moe(int64_t layer) const { return layer >= first_k_dense_replace; }
 };

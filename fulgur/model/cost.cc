@@ -18,8 +18,8 @@ LayerParts layer_parts(const ModelConfig& c) {
     p.attention = D * c.q_lora_rank + c.q_lora_rank + c.q_lora_rank * H * qk + D * (c.kv_lora_rank + c.qk_rope_head_dim) +
                   c.kv_lora_rank + c.kv_lora_rank * H * (c.qk_nope_head_dim + c.v_head_dim) + H * c.v_head_dim * D;
   if (c.has_indexer())
-    p.indexer =
-        c.q_lora_rank * c.index_n_heads * c.index_head_dim + D * c.index_head_dim + D * c.index_n_heads + 2 * c.index_head_dim;
+    p.indexer = c.index_inputs() * c.index_n_heads * c.index_head_dim + D * c.index_n_heads +
+                (c.tied_index() ? c.index_n_heads : (D + 2) * c.index_head_dim);
   p.dense = 3 * D * c.intermediate_size;
   p.expert = 3 * D * c.moe_intermediate_size;
   p.router = D * c.n_routed_experts;
@@ -34,8 +34,8 @@ double kept(const ModelConfig& c, Form form, double keys) {
 // Scores and values of one layer, over `keys` keys.
 double pair_flops(const ModelConfig& c, Form form, double keys) {
   double H = double(c.num_attention_heads), P = double(c.qk_rope_head_dim), R = double(c.kv_lora_rank);
-  return form == Form::dense ? 2 * H * (double(c.qk_nope_head_dim) + P + double(c.v_head_dim)) * keys
-                             : 2 * H * (2 * R + P) * keys;
+  return form == Form::dense || !c.has_latents() ? 2 * H * (double(c.qk_nope_head_dim) + P + double(c.v_head_dim)) * keys
+                                                 : 2 * H * (2 * R + P) * keys;
 }
 
 double indexer_pair_flops(const ModelConfig& c, double keys) { return 2 * double(c.index_n_heads * c.index_head_dim) * keys; }
@@ -75,9 +75,11 @@ TokenCost token_cost(const ModelConfig& c, Form form, int64_t position, double b
 }
 
 StoredBytes stored_bytes(const ModelConfig& c, Form form, double bytes) {
-  double key = form == Form::dense ? double(c.key_heads() * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim))
-                                   : double(c.kv_lora_rank + c.qk_rope_head_dim);
-  return {bytes, key * bytes, form == Form::sparse ? double(c.index_head_dim) * bytes : 0};
+  double key = form == Form::dense || !c.has_latents()
+                   ? double(c.key_heads() * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim))
+                   : double(c.kv_lora_rank + c.qk_rope_head_dim);
+  double index_key = double(c.index_head_dim * (c.tied_index() ? c.key_heads() : 1));
+  return {bytes, key * bytes, form == Form::sparse ? index_key * bytes : 0};
 }
 
 StepCost step_cost(const ModelConfig& c, Form form, int64_t before, int64_t rows, const StoredBytes& bytes) {

@@ -15,6 +15,18 @@ void add_mlp(Specs& out, const std::string& prefix, int64_t hidden, int64_t inne
   out.push_back({prefix + "down_proj.weight", {hidden, inner}});
 }
 
+void add_indexer(Specs& out, const std::string& prefix, const ModelConfig& c) {
+  int64_t D = c.hidden_size, J = c.index_n_heads, Di = c.index_head_dim;
+  out.push_back({prefix + "wq_b.weight", {J * Di, c.index_inputs()}});
+  if (!c.tied_index()) {
+    out.push_back({prefix + "wk.weight", {Di, D}});
+    out.push_back({prefix + "k_norm.weight", {Di}});
+    out.push_back({prefix + "k_norm.bias", {Di}});
+  }
+  out.push_back({prefix + "weights_proj.weight", {J, D}});
+  if (c.tied_index()) out.push_back({prefix + "weights_proj.bias", {J}});
+}
+
 void add_attention(Specs& out, const std::string& prefix, const ModelConfig& c) {
   int64_t H = c.num_attention_heads, D = c.hidden_size;
   if (!c.has_latents()) {
@@ -22,6 +34,7 @@ void add_attention(Specs& out, const std::string& prefix, const ModelConfig& c) 
     out.push_back({prefix + "k_proj.weight", {c.key_heads() * c.qk_rope_head_dim, D}});
     out.push_back({prefix + "v_proj.weight", {c.key_heads() * c.v_head_dim, D}});
     out.push_back({prefix + "o_proj.weight", {D, H * c.v_head_dim}});
+    if (c.has_indexer()) add_indexer(out, prefix + "indexer.", c);
     return;
   }
   out.push_back({prefix + "q_a_proj.weight", {c.q_lora_rank, D}});
@@ -31,12 +44,7 @@ void add_attention(Specs& out, const std::string& prefix, const ModelConfig& c) 
   out.push_back({prefix + "kv_a_layernorm.weight", {c.kv_lora_rank}});
   out.push_back({prefix + "kv_b_proj.weight", {H * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank}});
   out.push_back({prefix + "o_proj.weight", {D, H * c.v_head_dim}});
-  if (!c.has_indexer()) return;
-  out.push_back({prefix + "indexer.wq_b.weight", {c.index_n_heads * c.index_head_dim, c.q_lora_rank}});
-  out.push_back({prefix + "indexer.wk.weight", {c.index_head_dim, D}});
-  out.push_back({prefix + "indexer.k_norm.weight", {c.index_head_dim}});
-  out.push_back({prefix + "indexer.k_norm.bias", {c.index_head_dim}});
-  out.push_back({prefix + "indexer.weights_proj.weight", {c.index_n_heads, D}});
+  if (c.has_indexer()) add_indexer(out, prefix + "indexer.", c);
 }
 
 void add_layer(Specs& out, const std::string& prefix, const ModelConfig& c, bool moe) {

@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/repeat_interleave.h>
 #include <ATen/ops/where.h>
 
 #include <cmath>
@@ -83,7 +84,7 @@ void Transformer::page_experts() { pager_ = std::make_shared<ExpertPager>(weight
 at::Tensor Transformer::forward(const Batch& batch, const ForwardOptions& options, Cache* cache,
                                 std::vector<LayerLosses>* losses) const {
   FULGUR_CHECK(options.attention == Attention::dense || config_.has_indexer(),
-               "[model] expected a deepseek_v32 model for sparse attention, got ", config_.model_type,
+               "[model] expected a model with an indexer for sparse attention, got one of ", config_.model_type,
                "\n  hint: --attention dense, or add an indexer with `fulgur train warmup`");
   Pass pass{batch, options, cache, losses, ops::rotation(batch.positions_N, frequencies_)};
   at::Tensor x_ND = ops::embedding(weights_.embed_tokens, batch.tokens_N, options.type), residual_ND;
@@ -135,41 +136,116 @@ at::Tensor Transformer::attention(const LayerWeights& layer, const at::Tensor& x
                                                      : dense_attention(w, x_ND, latent_NL, index, pass);
 }
 
-namespace {
-
-// Indexer queries, keys and weights of the rows at hand; its inputs are detached, so its loss stays its own.
 //   q_NJD k_ND: [rope | nope], rotated by halves; w_NJ holds J^-0.5 * Di^-0.5.    Spec C, steps 1-8.
-struct IndexerInputs {
+// Tied keys are the attention's own, in groups: k_NGD.
+struct Transformer::IndexerInputs {
   at::Tensor q_NJD, k_ND, w_NJ;
 };
 
-IndexerInputs indexer_inputs(const ModelConfig& config, const IndexerWeights& w, const at::Tensor& x_ND,
-                             const at::Tensor& latent_NL, const ops::Rotation& rotation, const ForwardOptions& options) {
-  auto x = x_ND.detach();
-  int64_t J = config.index_n_heads, Di = config.index_head_dim;
-  auto q_NJD = ops::linear(latent_NL.detach(), w.wq_b).view({-1, J, Di});
-  auto k_N1D = ops::layer_norm(ops::linear(x, w.wk), w.k_norm, w.k_norm_bias, 1e-6).view({-1, 1, Di});
-  q_NJD = ops::rope(q_NJD, rotation, 0, ops::Pairing::halves);
-  k_N1D = ops::rope(k_N1D, rotation, 0, ops::Pairing::halves);
-  if (options.hadamard) q_NJD = ops::hadamard(q_NJD), k_N1D = ops::hadamard(k_N1D);
-  if (options.simulate_fp8) q_NJD = ops::simulate_fp8(q_NJD), k_N1D = ops::simulate_fp8(k_N1D);
-  double constant = 1 / std::sqrt(double(J) * double(Di));
-  return {q_NJD, k_N1D.squeeze(1), ops::linear(x.to(at::kFloat), w.weights_proj) * constant};
+namespace {
+
+at::Tensor index_queries(const ModelConfig& c, const IndexerWeights& w, const at::Tensor& latent_NL,
+                         const ops::Rotation& rotation) {
+  auto q_NJD = ops::linear(latent_NL.detach(), w.wq_b).view({-1, c.index_n_heads, c.index_head_dim});
+  return ops::rope(q_NJD, rotation, 0, ops::Pairing::halves);
+}
+
+at::Tensor index_keys(const ModelConfig& c, const IndexerWeights& w, const at::Tensor& x_ND, const ops::Rotation& rotation) {
+  auto k_N1D = ops::layer_norm(ops::linear(x_ND.detach(), w.wk), w.k_norm, w.k_norm_bias, 1e-6).view({-1, 1, c.index_head_dim});
+  return ops::rope(k_N1D, rotation, 0, ops::Pairing::halves).squeeze(1);
+}
+
+at::Tensor index_weights(const ModelConfig& c, const IndexerWeights& w, const at::Tensor& x_ND) {
+  auto w_NJ = ops::linear(x_ND.detach().to(at::kFloat), w.weights_proj);
+  if (w.tied) w_NJ = w_NJ + w.weights_bias;
+  return w_NJ / std::sqrt(double(c.index_n_heads) * double(c.index_head_dim));
 }
 
 }  // namespace
 
+// Their inputs are detached, so that the indexer's loss stays its own. `tied_NGE`: the attention's keys.
+Transformer::IndexerInputs Transformer::indexer_inputs(const IndexerWeights& w, const at::Tensor& x_ND,
+                                                       const at::Tensor& latent_NL, const Pass& pass,
+                                                       const at::Tensor& tied_NGE) const {
+  auto q_NJD = index_queries(config_, w, latent_NL, pass.rotation), w_NJ = index_weights(config_, w, x_ND);
+  if (w.tied) return {q_NJD, tied_NGE.detach(), w_NJ};
+  auto k_ND = index_keys(config_, w, x_ND, pass.rotation);
+  if (pass.options.hadamard) q_NJD = ops::hadamard(q_NJD), k_ND = ops::hadamard(k_ND);
+  if (pass.options.simulate_fp8) q_NJD = ops::simulate_fp8(q_NJD), k_ND = ops::simulate_fp8(k_ND);
+  return {q_NJD, k_ND, w_NJ};
+}
+
+Transformer::IndexerInputs Transformer::indexer_beside(int64_t layer, const DenseAttention& seen, const Batch& batch,
+                                                       const at::Tensor& rows) const {
+  const IndexerWeights& w = weights_.layers.at(layer).self_attn.indexer.value();
+  auto some = [&](const at::Tensor& x) { return x.index_select(0, rows); };
+  auto rotation = ops::rotation(some(batch.positions_N), frequencies_);
+  auto keys = w.tied ? seen.k_SHE.detach() : index_keys(config_, w, seen.x_ND, ops::rotation(batch.positions_N, frequencies_));
+  return {index_queries(config_, w, some(seen.latent_NL), rotation), keys, index_weights(config_, w, some(seen.x_ND))};
+}
+
+at::Tensor Transformer::indexer_kl(int64_t layer, const DenseAttention& seen, const Batch& batch, const at::Tensor& rows) const {
+  auto indexer = indexer_beside(layer, seen, batch, rows);
+  return ops::indexer_kl_dense(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, seen.q_NHE.detach().index_select(0, rows),
+                               seen.k_SHE.detach(), seen.lse_NH.index_select(0, rows), batch.visible_N2.index_select(0, rows),
+                               softmax_scale_);
+}
+
+at::Tensor Transformer::indexer_choice(int64_t layer, const DenseAttention& seen, const Batch& batch, const at::Tensor& rows,
+                                       int64_t k) const {
+  auto indexer = indexer_beside(layer, seen, batch, rows);
+  return ops::indexer_top_k(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, batch.visible_N2.index_select(0, rows), k);
+}
+
+// The keys each row attends to: the indexer's choice among `index_SD`, all keys of the call, or a recorded one.
+at::Tensor Transformer::select_keys(const IndexerInputs& indexer, const at::Tensor& index_SD, int64_t index, Pass& pass) const {
+  const auto& batch = pass.batch;
+  const at::Tensor* replayed = forced(pass.options, &Replay::selected_NK, index);
+  auto selected_NK =
+      replayed ? *replayed
+               : ops::indexer_top_k(indexer.q_NJD, index_SD, indexer.w_NJ, batch.visible_N2, config_.index_topk, batch.pages_P);
+  if (auto* cached = pass.layer_cache(index); cached && cached->selected_SK.defined())
+    cached->selected_SK.index_copy_(0, batch.slots_N, from_first(selected_NK, batch.visible_N2));
+  if (auto* trace = pass.trace()) {
+    trace->selected_NK = selected_NK;
+    if (pass.options.trace_scores)
+      trace->indexer_scores_NS = ops::indexer_scores(indexer.q_NJD, index_SD, indexer.w_NJ, batch.visible_N2, batch.pages_P);
+  }
+  return selected_NK;
+}
+
 namespace {
 
 // Attention averaged over heads, [N, S]; for probes and plots.
-at::Tensor mean_attention(const at::Tensor& q_NHE, const at::Tensor& k_SHE, const at::Tensor& lse_NH,
-                          const at::Tensor& visible_N2, double scale) {
-  auto scores_HNS = at::matmul(q_NHE.to(at::kFloat).transpose(0, 1), k_SHE.to(at::kFloat).permute({1, 2, 0})) * scale;
+at::Tensor mean_over_heads(const at::Tensor& q_NHE, const at::Tensor& k_SHE, const at::Tensor& lse_NH,
+                           const at::Tensor& visible_N2, double scale) {
+  auto keys_SHE = k_SHE.repeat_interleave(q_NHE.size(1) / k_SHE.size(1), 1);
+  auto scores_HNS = at::matmul(q_NHE.to(at::kFloat).transpose(0, 1), keys_SHE.to(at::kFloat).permute({1, 2, 0})) * scale;
   auto p_HNS = (scores_HNS - lse_NH.transpose(0, 1).unsqueeze(2)).exp();
   return (p_HNS.mean(0) * ops::visible_mask(visible_N2, k_SHE.size(0))).contiguous();
 }
 
 }  // namespace
+
+at::Tensor Transformer::mean_attention(const DenseAttention& seen, const Batch& batch, const at::Tensor& rows) const {
+  auto some = [&](const at::Tensor& x) { return x.index_select(0, rows); };
+  return mean_over_heads(some(seen.q_NHE), seen.k_SHE, some(seen.lse_NH), some(batch.visible_N2), softmax_scale_);
+}
+
+// The indexer beside the dense attention that it is to imitate: its KL, and what a trace shows of both.
+void Transformer::compare_to_dense(const IndexerInputs& indexer, const at::Tensor& q_NHE, const at::Tensor& k_SHE,
+                                   const at::Tensor& lse_NH, Pass& pass) const {
+  const auto& [batch, options, cache, losses, rotation] = pass;
+  FULGUR_CHECK(!cache, "[model] expected no cache beside an indexer's KL or its trace, got one");
+  if (losses && options.indexer_kl)
+    losses->back().kl_N = ops::indexer_kl_dense(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, q_NHE.detach(), k_SHE.detach(), lse_NH,
+                                                batch.visible_N2, softmax_scale_);
+  if (!options.trace || !options.trace_scores) return;
+  auto& trace = *pass.trace();
+  trace.indexer_scores_NS = ops::indexer_scores(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, batch.visible_N2);
+  trace.index_q_NJD = indexer.q_NJD, trace.index_k_ND = indexer.k_ND, trace.index_w_NJ = indexer.w_NJ;
+  trace.attention_NS = mean_over_heads(q_NHE, k_SHE, lse_NH, batch.visible_N2, softmax_scale_);
+}
 
 namespace {
 
@@ -202,23 +278,13 @@ at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Te
   if (cached) ops::store_latents(cached->kv_SC, batch.slots_N, c_NR, k_rope_NP);
   auto kv_SC = cached ? cached->kv_SC : at::cat({c_NR, k_rope_NP}, 1);
 
-  auto indexer = indexer_inputs(config_, *w.indexer, x_ND, latent_NL, rotation, options);
+  auto indexer = indexer_inputs(*w.indexer, x_ND, latent_NL, pass);
   if (cached) ops::store_index_keys(cached->index_PDK, batch.slots_N, indexer.k_ND);
   auto index_SD = cached ? cached->index_PDK : indexer.k_ND;
-  const at::Tensor* replayed = forced(options, &Replay::selected_NK, index);
-  auto selected_NK =
-      replayed ? *replayed
-               : ops::indexer_top_k(indexer.q_NJD, index_SD, indexer.w_NJ, batch.visible_N2, config_.index_topk, batch.pages_P);
-  if (cached && cached->selected_SK.defined())
-    cached->selected_SK.index_copy_(0, batch.slots_N, from_first(selected_NK, batch.visible_N2));
+  auto selected_NK = select_keys(indexer, index_SD, index, pass);
   auto [out_NHR, lse_NH, target_NK] = ops::sparse_mla(q_NHC, kv_SC, selected_NK, R, softmax_scale_, batch.pages_P);
   if (losses && options.indexer_kl)
     losses->back().kl_N = ops::indexer_kl_sparse(indexer.q_NJD, index_SD, indexer.w_NJ, selected_NK, target_NK);
-  if (auto* trace = pass.trace()) {
-    trace->selected_NK = selected_NK;
-    if (options.trace_scores)
-      trace->indexer_scores_NS = ops::indexer_scores(indexer.q_NJD, index_SD, indexer.w_NJ, batch.visible_N2, batch.pages_P);
-  }
   return ops::linear(ops::head_linear(out_NHR, v_up).flatten(1), w.o_proj);
 }
 
@@ -242,34 +308,41 @@ at::Tensor Transformer::dense_attention(const AttentionWeights& w, const at::Ten
   auto v_SHV = with_cached(cached ? &cached->v_SHV : nullptr, batch, expanded_parts[1].contiguous());
   auto [out_NHV, lse_NH] = ops::dense_mla(q_NHE, k_SHE, v_SHV, batch.visible_N2, softmax_scale_, batch.pages_P);
 
-  bool wants_kl = losses && options.indexer_kl, wants_trace = options.trace && w.indexer;
-  if (wants_kl || wants_trace) {
-    FULGUR_CHECK(w.indexer && !cache, "[model] expected an indexer and no cache for its KL, got none or one");
-    auto indexer = indexer_inputs(config_, *w.indexer, x_ND, latent_NL, rotation, options);
-    if (wants_kl)
-      losses->back().kl_N = ops::indexer_kl_dense(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, q_NHE.detach(), k_SHE.detach(),
-                                                  lse_NH, batch.visible_N2, softmax_scale_);
-    if (wants_trace && options.trace_scores) {
-      auto& trace = *pass.trace();
-      trace.indexer_scores_NS = ops::indexer_scores(indexer.q_NJD, indexer.k_ND, indexer.w_NJ, batch.visible_N2);
-      trace.index_q_NJD = indexer.q_NJD, trace.index_k_ND = indexer.k_ND, trace.index_w_NJ = indexer.w_NJ;
-      trace.attention_NS = mean_attention(q_NHE, k_SHE, lse_NH, batch.visible_N2, softmax_scale_);
-    }
-  }
+  bool wants_kl = losses && options.indexer_kl;
+  FULGUR_CHECK(w.indexer || !wants_kl, "[model] expected an indexer for its KL, got none");
+  if (w.indexer && (wants_kl || options.trace))
+    compare_to_dense(indexer_inputs(*w.indexer, x_ND, latent_NL, pass), q_NHE, k_SHE, lse_NH, pass);
+  if (options.watch) (*options.watch)(index, {x_ND, latent_NL, q_NHE, k_SHE, lse_NH});
   return ops::linear(out_NHV.flatten(1), w.o_proj);
 }
 
-// Groups of heads share a head of keys and values, as in Llama. Rotated by halves, as Hugging Face has it.
+// Groups of heads share a head of keys and values, as in Llama. Rotated by halves, as Hugging Face has it. Sparse: all heads of a
+// token see the keys that its indexer chose, each group its own numbers of them.
 at::Tensor Transformer::grouped_attention(const AttentionWeights& w, const at::Tensor& x_ND, int64_t index, Pass& pass) const {
   const auto& [batch, options, cache, losses, rotation] = pass;
   int64_t E = config_.v_head_dim;
   auto heads = [&](const at::Tensor& weight) { return ops::linear(x_ND, weight).view({x_ND.size(0), -1, E}); };
   auto q_NHE = ops::rope(heads(w.grouped->q_proj), rotation, 0, ops::Pairing::halves);
   auto k_NGE = ops::rope(heads(w.grouped->k_proj), rotation, 0, ops::Pairing::halves);
+  auto v_NGE = heads(w.grouped->v_proj);
   auto* cached = pass.layer_cache(index);
+  if (options.attention == Attention::sparse) {
+    auto kv_SGC = with_cached(cached ? &cached->kv_SC : nullptr, batch, at::cat({v_NGE, k_NGE}, 2));
+    auto indexer = indexer_inputs(*w.indexer, x_ND, x_ND, pass, k_NGE);
+    if (cached) ops::store_index_keys(cached->index_PDK, batch.slots_N, indexer.k_ND.flatten(1));
+    auto index_SD = cached ? cached->index_PDK : indexer.k_ND;
+    auto selected_NK = select_keys(indexer, index_SD, index, pass);
+    auto [out_NHE, lse_NH, target_NK] = ops::sparse_mla(q_NHE, kv_SGC, selected_NK, E, softmax_scale_, batch.pages_P);
+    if (losses && options.indexer_kl)
+      losses->back().kl_N = ops::indexer_kl_sparse(indexer.q_NJD, index_SD, indexer.w_NJ, selected_NK, target_NK);
+    return ops::linear(out_NHE.flatten(1), w.o_proj);
+  }
   auto k_SGE = with_cached(cached ? &cached->k_SHE : nullptr, batch, k_NGE);
-  auto v_SGE = with_cached(cached ? &cached->v_SHV : nullptr, batch, heads(w.grouped->v_proj));
-  auto out_NHE = std::get<0>(ops::dense_mla(q_NHE, k_SGE, v_SGE, batch.visible_N2, softmax_scale_, batch.pages_P));
+  auto v_SGE = with_cached(cached ? &cached->v_SHV : nullptr, batch, v_NGE);
+  auto [out_NHE, lse_NH] = ops::dense_mla(q_NHE, k_SGE, v_SGE, batch.visible_N2, softmax_scale_, batch.pages_P);
+  if (w.indexer && ((losses && options.indexer_kl) || options.trace))
+    compare_to_dense(indexer_inputs(*w.indexer, x_ND, x_ND, pass, k_NGE), q_NHE, k_SGE, lse_NH, pass);
+  if (options.watch) (*options.watch)(index, {x_ND, x_ND, q_NHE, k_SGE, lse_NH});
   return ops::linear(out_NHE.flatten(1), w.o_proj);
 }
 

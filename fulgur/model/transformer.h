@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -46,6 +47,7 @@ struct CacheExtras {
 
 // Keys of earlier tokens, for inference, in pages of 64 tokens; who holds which page is the caller's business.
 //   sparse: latent + rope keys [S, R + P] and indexer keys [pages, Di, 64], or quantised (ops/cached_keys.h).
+//   sparse, grouped-query attention: values and keys [S, G, 2 E], and indexer keys.
 //   dense: expanded keys [S, H, E] and values [S, H, Dv].
 struct Cache {
   Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages, CacheExtras extras = {});
@@ -92,6 +94,12 @@ struct LayerTrace {
 };
 using Trace = std::vector<LayerTrace>;
 
+// What a layer's dense attention was made of, while it lasts: an indexer is taught and measured beside it.
+struct DenseAttention {
+  at::Tensor x_ND, latent_NL;  // the layer's normed input, and what index queries are made of (of llama the same)
+  at::Tensor q_NHE, k_SHE, lse_NH;
+};
+
 struct ForwardOptions {
   Attention attention = Attention::sparse;
   at::ScalarType type = at::kFloat;  // of activations: f32 or bf16
@@ -101,6 +109,8 @@ struct ForwardOptions {
   at::Tensor balance_starts = {};    // sequence starts for the balance loss; undefined: none
   const Replay* replay = nullptr;
   Trace* trace = nullptr;
+  // Called with each layer's dense attention, without a cache.
+  const std::function<void(int64_t layer, const DenseAttention&)>* watch = nullptr;
   bool trace_scores = false;  // the trace holds [N, S] scores (and attention, when dense)
 };
 
@@ -123,6 +133,13 @@ class Transformer {
   at::Tensor forward_mtp(const Batch& batch, const at::Tensor& hidden_ND, const ForwardOptions& options, Cache* cache = nullptr,
                          std::vector<LayerLosses>* losses = nullptr) const;
 
+  // Of some rows (int64) of what a layer's dense attention was made of: the KL of its indexer, [rows], differentiable in the
+  // indexer's weights; the k keys it chooses; and the attention that both are held against, averaged over heads, [rows, S].
+  at::Tensor indexer_kl(int64_t layer, const DenseAttention& seen, const Batch& batch, const at::Tensor& rows) const;
+  at::Tensor indexer_choice(int64_t layer, const DenseAttention& seen, const Batch& batch, const at::Tensor& rows,
+                            int64_t k) const;
+  at::Tensor mean_attention(const DenseAttention& seen, const Batch& batch, const at::Tensor& rows) const;
+
   // Weights are memory-mapped and do not fit in memory: forward asks for experts ahead (expert_pager.h).
   void page_experts();
   const ExpertPager* pager() const { return pager_.get(); }
@@ -132,13 +149,20 @@ class Transformer {
   const Weights& weights() const { return weights_; }
 
  private:
-  struct Pass;  // what all layers of one call share
+  struct Pass;           // what all layers of one call share
+  struct IndexerInputs;  // queries, keys and weights of the rows at hand
   at::Tensor attention(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const;
   at::Tensor sparse_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL, int64_t index,
                               Pass& pass) const;
   at::Tensor dense_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL, int64_t index,
                              Pass& pass) const;
   at::Tensor grouped_attention(const AttentionWeights& w, const at::Tensor& x_ND, int64_t index, Pass& pass) const;
+  IndexerInputs indexer_inputs(const IndexerWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL, const Pass& pass,
+                               const at::Tensor& tied_NGE = {}) const;
+  IndexerInputs indexer_beside(int64_t layer, const DenseAttention& seen, const Batch& batch, const at::Tensor& rows) const;
+  at::Tensor select_keys(const IndexerInputs& indexer, const at::Tensor& index_SD, int64_t index, Pass& pass) const;
+  void compare_to_dense(const IndexerInputs& indexer, const at::Tensor& q_NHE, const at::Tensor& k_SHE, const at::Tensor& lse_NH,
+                        Pass& pass) const;
   void expect_experts(int64_t index, const at::Tensor& stream_ND) const;
   at::Tensor feed_forward(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const;
   // One decoder layer on (x, residual); returns the new pair.

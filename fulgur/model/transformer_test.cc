@@ -37,6 +37,14 @@ ModelConfig odd_llama() {
   return c;
 }
 
+// With an indexer, over keys of its own or the attention's.
+ModelConfig odd_sparse_llama(const std::string& index_keys) {
+  ModelConfig c = odd_llama();
+  c.index_keys = index_keys, c.index_topk = 9, c.index_n_heads = 4, c.index_head_dim = index_keys == "own" ? 14 : 10;
+  validate(c, "sparse llama");
+  return c;
+}
+
 std::vector<int32_t> sequence(int64_t index, int64_t length) {
   std::vector<int32_t> tokens;
   for (int64_t i = 0; i < length; ++i) tokens.push_back(int32_t((i * 37 + index * 101 + i * i % 13) % 211));
@@ -46,8 +54,12 @@ std::vector<int32_t> sequence(int64_t index, int64_t length) {
 struct Case {
   Attention attention;
   at::ScalarType type;
-  bool llama = false;
+  std::string llama = "";  // its index keys, "none" without an indexer; empty: V3.2
 };
+
+ModelConfig config_of(const Case& c) {
+  return c.llama.empty() ? odd_config() : c.llama == "none" ? odd_llama() : odd_sparse_llama(c.llama);
+}
 
 class SameBits : public testing::TestWithParam<Case> {
  protected:
@@ -84,7 +96,7 @@ class SameBits : public testing::TestWithParam<Case> {
 
   static constexpr int64_t kLength = 83;
   c10::AutoGradMode no_grad{false};
-  ModelConfig config = GetParam().llama ? odd_llama() : odd_config();
+  ModelConfig config = config_of(GetParam());
   Transformer model{config, init_weights(config, 7)};
 };
 
@@ -139,9 +151,12 @@ TEST_P(SameBits, OnOneAndTwoThreads) {
 INSTANTIATE_TEST_SUITE_P(Forms, SameBits,
                          testing::Values(Case{Attention::sparse, at::kFloat}, Case{Attention::sparse, at::kBFloat16},
                                          Case{Attention::dense, at::kFloat}, Case{Attention::dense, at::kBFloat16},
-                                         Case{Attention::dense, at::kFloat, true}, Case{Attention::dense, at::kBFloat16, true}),
+                                         Case{Attention::dense, at::kFloat, "none"},
+                                         Case{Attention::dense, at::kBFloat16, "none"},
+                                         Case{Attention::sparse, at::kFloat, "own"}, Case{Attention::sparse, at::kFloat, "tied"},
+                                         Case{Attention::sparse, at::kBFloat16, "tied"}),
                          [](const auto& info) {
-                           return std::string(info.param.llama ? "llama_" : "") +
+                           return (info.param.llama.empty() ? "" : "llama_" + info.param.llama + "_") +
                                   std::string(info.param.attention == Attention::sparse ? "sparse" : "dense") +
                                   (info.param.type == at::kFloat ? "_f32" : "_bf16");
                          });
@@ -149,13 +164,41 @@ INSTANTIATE_TEST_SUITE_P(Forms, SameBits,
 // Attention that may keep every key is dense attention, in another order of sums.
 TEST(Forms, SparseWithRoomForAllKeysIsDense) {
   c10::AutoGradMode no_grad(false);
-  auto config = odd_config();
-  config.index_topk = 64;
-  Transformer model(config, init_weights(config, 7));
-  auto batch = pack_documents(at::tensor(sequence(0, 41), at::kInt), {41});
-  auto sparse = model.forward(batch, {.attention = Attention::sparse}),
-       dense = model.forward(batch, {.attention = Attention::dense});
-  EXPECT_LT(((sparse - dense).abs().max() / dense.abs().max()).item<float>(), 2e-5);
+  for (auto config : {odd_config(), odd_sparse_llama("own"), odd_sparse_llama("tied")}) {
+    config.index_topk = 64;
+    Transformer model(config, init_weights(config, 7));
+    auto batch = pack_documents(at::tensor(sequence(0, 41), at::kInt), {41});
+    auto sparse = model.forward(batch, {.attention = Attention::sparse}),
+         dense = model.forward(batch, {.attention = Attention::dense});
+    EXPECT_LT(((sparse - dense).abs().max() / dense.abs().max()).item<float>(), 2e-5) << config.model_type << config.index_keys;
+  }
+}
+
+// The indexer's loss is its own: nothing else gets a gradient, and all of it does. Over all keys the sparse loss is the dense
+// one.
+TEST(Forms, AnIndexersLossTrainsTheIndexerAlone) {
+  for (auto config : {odd_config(), odd_sparse_llama("own"), odd_sparse_llama("tied")}) {
+    config.index_topk = 64;
+    Transformer model(config, init_weights(config, 7));
+    for (auto& parameter : parameters(model.weights())) parameter.tensor->requires_grad_(true);
+    auto batch = pack_documents(at::tensor(sequence(0, 41), at::kInt), {41});
+    auto loss = [&](Attention attention) {
+      std::vector<LayerLosses> losses;
+      model.forward(batch, {.attention = attention, .indexer_kl = true}, nullptr, &losses);
+      at::Tensor sum = at::zeros({});
+      for (const auto& layer : losses) sum = sum + layer.kl_N.mean();
+      return sum;
+    };
+    auto dense = loss(Attention::dense), sparse = loss(Attention::sparse);
+    EXPECT_NEAR(dense.item<float>(), sparse.item<float>(), 1e-4 * dense.item<float>());
+    dense.backward();
+    for (auto& parameter : parameters(model.weights())) {
+      bool of_main = parameter.name.find("layers.3.") == std::string::npos;  // the MTP layer was not run
+      auto grad = parameter.tensor->grad();
+      bool some = grad.defined() && grad.abs().max().item<float>() > 0;
+      EXPECT_EQ(some, parameter.indexer() && of_main) << config.index_keys << " " << parameter.name;
+    }
+  }
 }
 
 // A document's rows see nothing of the one before it.

@@ -25,12 +25,24 @@ void visit_mlp(const std::string& prefix, MlpWeights& w, const Visit& visit) {
   visit(prefix + "down_proj.weight", w.down_proj);
 }
 
+void visit_indexer(const std::string& prefix, IndexerWeights& w, const Visit& visit) {
+  visit(prefix + "wq_b.weight", w.wq_b);
+  if (!w.tied) {
+    visit(prefix + "wk.weight", w.wk);
+    visit(prefix + "k_norm.weight", w.k_norm);
+    visit(prefix + "k_norm.bias", w.k_norm_bias);
+  }
+  visit(prefix + "weights_proj.weight", w.weights_proj);
+  if (w.tied) visit(prefix + "weights_proj.bias", w.weights_bias);
+}
+
 void visit_attention(const std::string& prefix, AttentionWeights& w, const Visit& visit) {
   if (w.grouped) {
     visit(prefix + "q_proj.weight", w.grouped->q_proj);
     visit(prefix + "k_proj.weight", w.grouped->k_proj);
     visit(prefix + "v_proj.weight", w.grouped->v_proj);
     visit(prefix + "o_proj.weight", w.o_proj);
+    if (w.indexer) visit_indexer(prefix + "indexer.", *w.indexer, visit);
     return;
   }
   visit(prefix + "q_a_proj.weight", w.q_a_proj);
@@ -40,12 +52,7 @@ void visit_attention(const std::string& prefix, AttentionWeights& w, const Visit
   visit(prefix + "kv_a_layernorm.weight", w.kv_a_layernorm);
   visit(prefix + "kv_b_proj.weight", w.kv_b_proj);
   visit(prefix + "o_proj.weight", w.o_proj);
-  if (!w.indexer) return;
-  visit(prefix + "indexer.wq_b.weight", w.indexer->wq_b);
-  visit(prefix + "indexer.wk.weight", w.indexer->wk);
-  visit(prefix + "indexer.k_norm.weight", w.indexer->k_norm);
-  visit(prefix + "indexer.k_norm.bias", w.indexer->k_norm_bias);
-  visit(prefix + "indexer.weights_proj.weight", w.indexer->weights_proj);
+  if (w.indexer) visit_indexer(prefix + "indexer.", *w.indexer, visit);
 }
 
 void visit_layer(const std::string& prefix, LayerWeights& w, const Visit& visit) {
@@ -80,7 +87,7 @@ void visit_all(Weights& w, const Visit& visit) {
 
 LayerWeights empty_layer(const ModelConfig& config, bool moe) {
   LayerWeights layer;
-  if (config.has_indexer()) layer.self_attn.indexer.emplace();
+  if (config.has_indexer()) layer.self_attn.indexer.emplace().tied = config.tied_index();
   if (!config.has_latents()) layer.self_attn.grouped.emplace();
   if (moe) layer.moe.emplace();
   else layer.dense.emplace();
@@ -107,6 +114,7 @@ bool ends_with(const std::string& name, const std::string& end) {
 // |-------------------------------------------|--------------------------------------------------------------|
 // | norms (RMSNorm, LayerNorm weight)         | 1                                                            |
 // | LayerNorm bias, correction bias           | 0                                                            |
+// | weights_proj's bias (of tied index keys)  | 1                                                            |
 // | o_proj, down_proj (write to the residual) | normal, initializer_range / sqrt(2 * layers)                 |
 // | everything else                           | normal, initializer_range                                    |
 // A config may say initializer_range 0: then 1 / sqrt(inputs) takes its place (embedding: 0.02).
@@ -121,6 +129,7 @@ float init_deviation(const ModelConfig& config, const std::string& name, int64_t
 at::Tensor init_tensor(const ModelConfig& config, const TensorSpec& spec, uint64_t seed) {
   auto tensor = at::zeros(spec.shape, at::TensorOptions().dtype(at::kFloat));
   if (ends_with(spec.name, "norm.weight")) return tensor.fill_(1);
+  if (ends_with(spec.name, "weights_proj.bias")) return tensor.fill_(1);
   if (ends_with(spec.name, "bias")) return tensor;
   float deviation = init_deviation(config, spec.name, spec.shape.back());
   RandomStream stream(seed, spec.name);
@@ -231,7 +240,7 @@ Weights pack_weights(const ModelConfig& config, Weights weights, at::ScalarType 
                  packing_name(*weights.packing), "), got ", packing_name(packing));
     return weights;
   }
-  if (absorbed) {
+  if (absorbed && config.has_latents()) {
     for (auto& layer : weights.layers) absorb(config, layer.self_attn, type, format);
     if (weights.mtp) absorb(config, weights.mtp->layer.self_attn, type, format);
   }

@@ -18,10 +18,12 @@
 namespace fulgur {
 
 struct IndexerWeights {
-  at::Tensor wq_b;                 // [J * Di, Lq], each head rope first
-  at::Tensor wk;                   // [Di, D]
+  at::Tensor wq_b;                 // [J * Di, Lq], each head rope first; of llama [J * Di, D]
+  at::Tensor wk;                   // [Di, D]; undefined, as the two below, where the keys are the attention's own
   at::Tensor k_norm, k_norm_bias;  // [Di]
   at::Tensor weights_proj;         // [J, D]
+  bool tied = false;
+  at::Tensor weights_bias;  // [J], of tied keys alone: all heads begin alike, whatever the token
 };
 
 // Of grouped-query attention, as Llama has it.
