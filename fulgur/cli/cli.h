@@ -14,6 +14,7 @@
 namespace fulgur {
 struct Request;
 struct Packing;
+class ModelFiles;
 enum class Split;
 }  // namespace fulgur
 
@@ -42,6 +43,7 @@ void add_forward(CLI::App& app, Common& common);
 void add_generate(CLI::App& app, Common& common);
 void add_chat(CLI::App& app, Common& common);
 void add_convert(CLI::App& app, Common& common);
+void add_adapt(CLI::App& app, Common& common);
 void add_inspect(CLI::App& app, Common& common);
 void add_eval(CLI::App& app, Common& common);
 void add_report(CLI::App& app, Common& common);
@@ -51,6 +53,9 @@ void add_bench_engine(CLI::App& bench);
 void add_bench_text(CLI::App& bench);
 void add_bench_kl(CLI::App& bench);
 void add_bench_grpo(CLI::App& bench);
+
+// A model's tokenizer, and how it renders a conversation, into another model's folder.
+void copy_tokenizer(const ModelFiles& files, const std::filesystem::path& model, const std::filesystem::path& folder);
 
 // What --dtype names: f32 or bf16.
 at::ScalarType type_of(const std::string& dtype);

@@ -54,12 +54,7 @@ void convert(const Options& o, bool json) {
   ModelFiles files(model_path);
   std::filesystem::path folder = o.out + ".new";
   make_empty_folder(folder);
-  // As they are, with what only others read in them.
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json"})
-    if (std::filesystem::exists(model_path / name)) write_file_atomic(folder / name, read_file(model_path / name));
-  if (!std::filesystem::exists(folder / "tokenizer.json"))
-    write_file_atomic(folder / "tokenizer.json", tokenizer_json(files.vocabulary()).dump(1) + "\n");
-  if (auto chat = files.chat_template(); !chat.empty()) write_file_atomic(folder / "chat_template.jinja", chat);
+  copy_tokenizer(files, model_path, folder);
   uint64_t bytes = write_model(o, folder, files.load(/*share_mtp=*/!o.packed.empty()));
   move_folder(folder, o.out);
   if (json) std::printf("%s\n", Json{{"out", o.out}, {"dtype", o.dtype}, {"packed", o.packed}, {"bytes", bytes}}.dump().c_str());
@@ -67,6 +62,15 @@ void convert(const Options& o, bool json) {
 }
 
 }  // namespace
+
+void copy_tokenizer(const ModelFiles& files, const std::filesystem::path& model, const std::filesystem::path& folder) {
+  // As they are, with what only others read in them.
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"})
+    if (std::filesystem::exists(model / name)) write_file_atomic(folder / name, read_file(model / name));
+  if (!std::filesystem::exists(folder / "tokenizer.json"))
+    write_file_atomic(folder / "tokenizer.json", tokenizer_json(files.vocabulary()).dump(1) + "\n");
+  if (auto chat = files.chat_template(); !chat.empty()) write_file_atomic(folder / "chat_template.jinja", chat);
+}
 
 void add_convert(CLI::App& app, Common& common) {
   auto o = std::make_shared<Options>();

@@ -114,7 +114,7 @@ int run(int argc, char** argv) {
     if (!isa_name.empty()) set_isa(isa_name);
   });
   for (auto add : {add_speedrun, add_tokenizer, add_encode, add_parse, add_data, add_tasks, add_train, add_forward, add_generate,
-                   add_chat, add_convert, add_inspect, add_eval, add_report, add_bench})
+                   add_chat, add_convert, add_adapt, add_inspect, add_eval, add_report, add_bench})
     add(app, common);
 
   install_arena();

@@ -156,8 +156,9 @@ class ShardWriter {
 PackSummary pack(const PackOptions& options, const std::function<void(int64_t, int64_t)>& progress) {
   std::string tokenizer_bytes = read_file(options.tokenizer);
   Tokenizer tokenizer(options.tokenizer);
-  int32_t bos = tokenizer.id("<｜begin▁of▁sentence｜>"), eos = tokenizer.id("<｜end▁of▁sentence｜>");
-  FULGUR_CHECK(bos >= 0 && eos >= 0, "[data] ", options.tokenizer.string(),
+  auto [bos, eos] =
+      options.ends.value_or(PackOptions::Ends{tokenizer.id("<｜begin▁of▁sentence｜>"), tokenizer.id("<｜end▁of▁sentence｜>")});
+  FULGUR_CHECK(options.ends || (bos >= 0 && eos >= 0), "[data] ", options.tokenizer.string(),
                ": expected the special tokens <｜begin▁of▁sentence｜> and <｜end▁of▁sentence｜>, got none");
   std::vector<Document> documents;
   int64_t total = 0, done = 0;
@@ -181,8 +182,8 @@ PackSummary pack(const PackOptions& options, const std::function<void(int64_t, i
     std::vector<std::vector<int32_t>> tokens(count);
     parallel_for(count, [&](int64_t i) { tokens[i] = tokenizer.encode(documents[first + i].text); });
     for (int64_t i = 0; i < count; ++i) {
-      tokens[i].insert(tokens[i].begin(), bos);
-      tokens[i].push_back(eos);
+      if (bos >= 0) tokens[i].insert(tokens[i].begin(), bos);
+      if (eos >= 0) tokens[i].push_back(eos);
       int64_t bytes = int64_t(documents[first + i].text.size()), index = int64_t(first) + i;
       bool held_out = options.holdout_every > 0 ? (index + 1) % options.holdout_every == 0 : random.below(50) == 0;
       (held_out ? valid : train).add(tokens[i], bytes);

@@ -2,13 +2,14 @@
 //   header (72 bytes): "FULGURTK", version, bytes a token (2 or 4), vocabulary, tokens, documents, bytes of text,
 //                      CRC of tokenizer.json, CRC of index and tokens
 //   index: documents + 1 offsets (u64) in tokens;  tokens: u16 or u32
-// A document is its tokens, begun by BOS and ended by EOS. Readers are thread-safe.
+// A document is its tokens, begun by BOS and ended by EOS, where the model has them. Readers are thread-safe.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,10 @@ struct PackOptions {
   int64_t holdout_every = 0;        // every n-th document is for validation; 0: one of 50, drawn by the seed
   uint64_t seed = 1;
   int64_t shard_tokens = int64_t(1) << 26;
+  struct Ends {
+    int32_t bos, eos;  // -1: none
+  };
+  std::optional<Ends> ends = {};  // what documents begin and end with; absent: <｜begin▁of▁sentence｜> and <｜end▁of▁sentence｜>
 };
 
 struct PackSummary {
