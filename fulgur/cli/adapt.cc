@@ -131,8 +131,7 @@ void add_adapt(CLI::App& app, Common& common) {
   command->add_option("--model", o->model, "Model folder or GGUF file, of the Llama family")->required();
   command->add_option("--data", o->data, "Files and folders of text; a tenth of the documents is held out")->required();
   command->add_option("--out", o->out, "Folder to write")->required();
-  command
-      ->add_option("--index-keys", o->index_keys, "tied: the attention's own keys, at no cost of cache; own: keys of their own")
+  command->add_option("--index-keys", o->index_keys, "tied: the attention's own keys; own: keys of their own")
       ->capture_default_str()
       ->check(CLI::IsMember({"tied", "own"}));
   command->add_option("--index-n-heads", o->index_n_heads, "Heads of an indexer (default: as many as attention has)");

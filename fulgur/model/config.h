@@ -45,7 +45,7 @@ struct ModelConfig {
   int64_t index_n_heads = 0;
   int64_t index_head_dim = 0;
   int64_t index_topk = 0;
-  // The keys an indexer scores. own: made for it (paper 2.1). tied: the attention's own, so that they cost no cache; of llama.
+  // The keys an indexer scores. own: made for it (paper 2.1). tied: the attention's own; of llama.
   std::string index_keys = "own";
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000;

@@ -158,7 +158,7 @@ at::Tensor index_keys(const ModelConfig& c, const IndexerWeights& w, const at::T
 at::Tensor index_weights(const ModelConfig& c, const IndexerWeights& w, const at::Tensor& x_ND) {
   auto w_NJ = ops::linear(x_ND.detach().to(at::kFloat), w.weights_proj);
   if (w.tied) w_NJ = w_NJ + w.weights_bias;
-  return w_NJ / std::sqrt(double(c.index_n_heads) * double(c.index_head_dim));
+  return w_NJ * (1 / std::sqrt(double(c.index_n_heads) * double(c.index_head_dim)));
 }
 
 }  // namespace
