@@ -150,6 +150,17 @@ IndexerKlParams sparse_params(const Tensor& q, const Tensor& k, const Tensor& w,
   return params;
 }
 
+// KL of all rows, and where wanted the gradients of what is their own: keys get none.
+void sparse_rows(const IndexerKlParams& params, int64_t N) {
+  auto kernel = FULGUR_CALL(indexer_kl_sparse_row);
+  int64_t stride = padded_keys(params.K);
+  parallel_for(N, [&](int64_t row) {
+    static thread_local std::vector<float> dots;
+    dots.resize(std::max<size_t>(dots.size(), params.indexer.J * stride));
+    kernel(params, row, dots.data(), stride, nullptr);
+  });
+}
+
 Tensor sparse_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& selected_in,
                   const Tensor& target_in) {
   auto q = q_in.contiguous(), k = k_in.contiguous(), w = w_in.contiguous();
@@ -157,13 +168,7 @@ Tensor sparse_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, co
   auto params = sparse_params(q, k, w, selected, target);
   auto kl = at::empty({q.size(0)}, w.options());
   params.kl = kl.mutable_data_ptr<float>();
-  auto kernel = FULGUR_CALL(indexer_kl_sparse_row);
-  int64_t stride = padded_keys(params.K);
-  parallel_for(q.size(0), [&](int64_t row) {
-    static thread_local std::vector<float> dots;
-    dots.resize(std::max<size_t>(dots.size(), q.size(1) * stride));
-    kernel(params, row, dots.data(), stride, nullptr);
-  });
+  sparse_rows(params, q.size(0));
   return kl;
 }
 
@@ -173,14 +178,8 @@ Gradients sparse_backward_cpu(const Tensor& dkl_in, const Tensor& q_in, const Te
   auto selected = selected_in.contiguous(), target = target_in.contiguous(), dkl = dkl_in.contiguous();
   auto params = sparse_params(q, k, w, selected, target);
   auto out = zeros_like(q, k, w, dkl, params);
-  auto kernel = FULGUR_CALL(indexer_kl_sparse_row);
   if (params.indexer.G > 1) {
-    int64_t stride = padded_keys(params.K);
-    parallel_for(q.size(0), [&](int64_t row) {
-      static thread_local std::vector<float> dots;
-      dots.resize(std::max<size_t>(dots.size(), q.size(1) * stride));
-      kernel(params, row, dots.data(), stride, nullptr);
-    });
+    sparse_rows(params, q.size(0));
     return out;
   }
   KeyGradients keys{.selected = params.selected,
@@ -193,6 +192,7 @@ Gradients sparse_backward_cpu(const Tensor& dkl_in, const Tensor& q_in, const Te
                     .room = nullptr};
   auto room = at::empty({keys.slots() * keys.slot_size()}, w.options());
   keys.room = room.mutable_data_ptr<float>();
+  auto kernel = FULGUR_CALL(indexer_kl_sparse_row);
   add_to_keys(keys,
               [&](int64_t row, int64_t slot) { kernel(params, row, keys.coefficients(slot), keys.stride(), keys.lines(slot)); });
   return out;
