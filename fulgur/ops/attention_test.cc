@@ -409,5 +409,20 @@ TEST_P(AttentionOps, ValuesThatLieBeforeTheirKeysAreWeighedAlike) {
   EXPECT_TRUE(at::equal(std::get<0>(few), op({q, kv}).narrow(0, 100, 1)));
 }
 
+TEST(DenseMla, SharedKeysTakeTheGradientsOfAllTheirHeads) {
+  at::manual_seed(14);
+  auto visible = documents({3, 70, 41});
+  auto q = leaf({114, 6, 12}), k = leaf({114, 2, 12}), v = leaf({114, 2, 10});
+  auto shared = [&](const List& in) { return std::get<0>(dense_mla(in[0], in[1], in[2], visible, 0.3)); };
+  auto apart = [&](const List& in) {
+    return std::get<0>(reference::dense_mla(in[0], in[1].repeat_interleave(3, 1), in[2].repeat_interleave(3, 1), visible, 0.3));
+  };
+  EXPECT_LT(worst_difference(shared, apart, {q, k, v}), 1e-5);
+  c10::AutoGradMode no_grad(false);
+  auto without = shared({q, k, v});
+  c10::AutoGradMode grad(true);
+  EXPECT_TRUE(at::equal(shared({q, k, v}), without));
+}
+
 }  // namespace
 }  // namespace fulgur::ops

@@ -126,7 +126,13 @@ std::tuple<Tensor, Tensor> dense_mla_autograd(const Tensor& q, const Tensor& k, 
     at::AutoDispatchBelowADInplaceOrView below;
     return ops::dense_mla(q, k, v, visible, scale, *pages);
   }
-  auto out = DenseMlaFunction::apply(q, k, v, visible, scale);
+  // A gradient is made of keys for each head of q: shared ones are written out, and their gradients added up.
+  bool shared = k.dim() == 3 && k.size(1) > 0 && q.size(1) > k.size(1) && q.size(1) % k.size(1) == 0;
+  bool wanted = at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad());
+  auto each = [&](const Tensor& x) {
+    return shared && wanted ? x.unsqueeze(2).expand({-1, -1, q.size(1) / x.size(1), -1}).flatten(1, 2) : x;
+  };
+  auto out = DenseMlaFunction::apply(q, each(k), each(v), visible, scale);
   return {out[0], out[1]};
 }
 
