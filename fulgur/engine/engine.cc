@@ -27,7 +27,7 @@ int64_t page_bytes(const ModelConfig& config, const EngineOptions& o) { return m
 
 void check_options(const Transformer& model, const EngineOptions& o) {
   const auto& config = model.config();
-  FULGUR_CHECK(o.dense || config.has_indexer(), "[engine] expected a deepseek_v32 model for sparse attention, got ",
+  FULGUR_CHECK(o.dense || config.has_indexer(), "[engine] expected a model with an indexer for sparse attention, got ",
                config.model_type, "\n  hint: dense attention");
   FULGUR_CHECK(!o.draft || model.weights().mtp,
                "[engine] draft: expected a model with a multi-token-prediction layer, got none\n  hint: go without drafts");

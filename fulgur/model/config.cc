@@ -167,7 +167,6 @@ void validate_latents(const ModelConfig& c, const Require& require) {
             "a positive length", double(c.rope_scaling->original_max_position_embeddings));
   }
   if (!c.has_indexer()) return;
-  FULGUR_CHECK(!c.tied_index(), "[config] index_keys: expected own keys beside latents, got tied ones");
   require(c.index_head_dim >= c.qk_rope_head_dim, "index_head_dim", cat("at least qk_rope_head_dim ", c.qk_rope_head_dim),
           double(c.index_head_dim));
 }
@@ -183,10 +182,10 @@ void validate_indexer(const ModelConfig& c, const std::string& name, const Requi
   FULGUR_CHECK(c.index_keys == "own" || c.index_keys == "tied", "[config] ", name, ": index_keys: expected own or tied, got ",
                c.index_keys);
   if (!c.tied_index()) return;
-  require(c.index_head_dim == c.v_head_dim, "index_head_dim", cat("the size of the keys, ", c.v_head_dim),
+  require(c.index_head_dim == c.tied_key_size(), "index_head_dim", cat("the size of the keys, ", c.tied_key_size()),
           double(c.index_head_dim));
-  require(c.index_n_heads % c.key_heads() == 0, "index_n_heads", cat("a multiple of ", c.key_heads(), " heads of keys"),
-          double(c.index_n_heads));
+  require(c.has_latents() || c.index_n_heads % c.key_heads() == 0, "index_n_heads",
+          cat("a multiple of ", c.key_heads(), " heads of keys"), double(c.index_n_heads));
 }
 
 }  // namespace

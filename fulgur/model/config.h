@@ -45,7 +45,7 @@ struct ModelConfig {
   int64_t index_n_heads = 0;
   int64_t index_head_dim = 0;
   int64_t index_topk = 0;
-  // The keys an indexer scores. own: made for it (paper 2.1). tied: the attention's own; of llama.
+  // The keys an indexer scores. own: made for it (paper 2.1). tied: the attention's own, of llama a head's, else [latent | rope].
   std::string index_keys = "own";
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000;
@@ -62,6 +62,7 @@ struct ModelConfig {
   bool has_latents() const { return model_type != "llama"; }                          // MLA
   int64_t index_inputs() const { return has_latents() ? q_lora_rank : hidden_size; }  // what index queries are made of
   int64_t key_heads() const { return num_key_value_heads > 0 ? num_key_value_heads : num_attention_heads; }
+  int64_t tied_key_size() const { return has_latents() ? kv_lora_rank + qk_rope_head_dim : v_head_dim; }
   bool is_moe(int64_t layer) const { return layer >= first_k_dense_replace; }
 };
 

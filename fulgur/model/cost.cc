@@ -78,7 +78,7 @@ StoredBytes stored_bytes(const ModelConfig& c, Form form, double bytes) {
   double key = form == Form::dense || !c.has_latents()
                    ? double(c.key_heads() * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim))
                    : double(c.kv_lora_rank + c.qk_rope_head_dim);
-  double index_key = double(c.index_head_dim * (c.tied_index() ? c.key_heads() : 1));
+  double index_key = double(c.index_head_dim * (c.tied_index() && !c.has_latents() ? c.key_heads() : 1));
   return {bytes, key * bytes, form == Form::sparse ? index_key * bytes : 0};
 }
 

@@ -98,6 +98,7 @@ using Trace = std::vector<LayerTrace>;
 struct DenseAttention {
   at::Tensor x_ND, latent_NL;  // the layer's normed input, and what index queries are made of (of llama the same)
   at::Tensor q_NHE, k_SHE, lse_NH;
+  at::Tensor tied_SD;  // keys of tied indexers: of groups k_SHE, else [c | k_rope]
 };
 
 struct ForwardOptions {
@@ -109,6 +110,7 @@ struct ForwardOptions {
   at::Tensor balance_starts = {};    // sequence starts for the balance loss; undefined: none
   const Replay* replay = nullptr;
   Trace* trace = nullptr;
+  bool best_keys = false;  // sparse attention to the keys of most attention itself, not the indexer's; of one document
   // Called with each layer's dense attention, without a cache.
   const std::function<void(int64_t layer, const DenseAttention&)>* watch = nullptr;
   bool trace_scores = false;  // the trace holds [N, S] scores (and attention, when dense)
@@ -133,8 +135,9 @@ class Transformer {
   at::Tensor forward_mtp(const Batch& batch, const at::Tensor& hidden_ND, const ForwardOptions& options, Cache* cache = nullptr,
                          std::vector<LayerLosses>* losses = nullptr) const;
 
-  // Of some rows (int64) of what a layer's dense attention was made of: the KL of its indexer, [rows], differentiable in the
-  // indexer's weights; the k keys it chooses; and the attention that both are held against, averaged over heads, [rows, S].
+  // Of some rows (int64) of what a layer's dense attention was made of (MTP's is the last layer): the KL of its indexer, [rows],
+  // differentiable in the indexer's weights; the k keys it chooses; and the attention that both are held against, averaged over
+  // heads, [rows, S].
   at::Tensor indexer_kl(int64_t layer, const DenseAttention& seen, const Batch& batch, const at::Tensor& rows) const;
   at::Tensor indexer_choice(int64_t layer, const DenseAttention& seen, const Batch& batch, const at::Tensor& rows,
                             int64_t k) const;
@@ -152,15 +155,17 @@ class Transformer {
   struct Pass;           // what all layers of one call share
   struct IndexerInputs;  // queries, keys and weights of the rows at hand
   at::Tensor attention(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, Pass& pass) const;
+  at::Tensor best_choice(const LayerWeights& layer, const at::Tensor& x_ND, int64_t index, const Pass& pass) const;
   at::Tensor sparse_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL, int64_t index,
                               Pass& pass) const;
   at::Tensor dense_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL, int64_t index,
                              Pass& pass) const;
   at::Tensor grouped_attention(const AttentionWeights& w, const at::Tensor& x_ND, int64_t index, Pass& pass) const;
   IndexerInputs indexer_inputs(const IndexerWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL, const Pass& pass,
-                               const at::Tensor& tied_NGE = {}) const;
+                               const at::Tensor& tied_ND = {}) const;
   IndexerInputs indexer_beside(int64_t layer, const DenseAttention& seen, const Batch& batch, const at::Tensor& rows) const;
   at::Tensor select_keys(const IndexerInputs& indexer, const at::Tensor& index_SD, int64_t index, Pass& pass) const;
+  static bool wants_comparison(const AttentionWeights& w, const Pass& pass);
   void compare_to_dense(const IndexerInputs& indexer, const at::Tensor& q_NHE, const at::Tensor& k_SHE, const at::Tensor& lse_NH,
                         Pass& pass) const;
   void expect_experts(int64_t index, const at::Tensor& stream_ND) const;

@@ -13,6 +13,7 @@
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/file.h"
+#include "fulgur/base/interval.h"
 #include "fulgur/base/progress.h"
 #include "fulgur/base/random.h"
 #include "fulgur/io/safetensors.h"
@@ -49,8 +50,7 @@ class RlRun {
         model_(load_model(start_.folder)),
         optimizer_(model_.weights(), optimiser_config(config)),
         collector_(config_, inputs.run, tokenizer_, group) {
-    FULGUR_CHECK(model_.config().has_indexer(), "[rl] expected a deepseek_v32 model (with an indexer), got ",
-                 model_.config().model_type);
+    FULGUR_CHECK(model_.config().has_indexer(), "[rl] expected a model with an indexer, got ", model_.config().model_type);
     if (config.objective.kl_coefficient > 0) reference_.emplace(load_model(find_model(inputs.model)));
     if (start_.resumed) resume();
   }
@@ -318,12 +318,10 @@ PassRate pass_rate(const Transformer& model, const Tokenizer& tokenizer, const R
   options.record = false;
   Engine engine(model, options);
   PassRate out{.episodes = roll_out(engine, tokenizer, std::move(attempts), rollout_options(config, &tokenizer), 0)};
-  double passed = 0, n = double(tasks), z = 1.959964;
+  double passed = 0, n = double(tasks);
   for (const auto& m : out.episodes) passed += m.outcome.score && *m.outcome.score >= 1, out.length += double(m.sampled()) / n;
-  out.tasks = tasks, out.rate = passed / n;
-  double centre = (out.rate + z * z / (2 * n)) / (1 + z * z / n);
-  double half = z / (1 + z * z / n) * std::sqrt(out.rate * (1 - out.rate) / n + z * z / (4 * n * n));
-  out.low = std::max(0.0, centre - half), out.high = std::min(1.0, centre + half);
+  auto interval = share_interval(passed, n);
+  out.tasks = tasks, out.rate = passed / n, out.low = interval.low, out.high = interval.high;
   return out;
 }
 

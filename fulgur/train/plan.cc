@@ -24,11 +24,16 @@ struct Sizes {
         P(c.qk_rope_head_dim),
         C(R + P),
         H(c.num_attention_heads),
+        grouped(!c.has_latents()),
+        G(c.key_heads()),
         HE(H * (c.qk_nope_head_dim + P)),
         HV(H * c.v_head_dim),
         Hkv(H * (c.qk_nope_head_dim + c.v_head_dim)),
         J(c.index_n_heads),
         Di(c.index_head_dim),
+        GE(G * c.v_head_dim),
+        tied(c.tied_index()),
+        index_keys(tied && grouped ? GE : Di),
         K(c.index_topk),
         F(c.intermediate_size),
         X(c.n_routed_experts),
@@ -42,7 +47,11 @@ struct Sizes {
   int64_t as_bf16(int64_t width) const { return bytes == 4 ? 0 : rows(width); }
 
   StageKind kind;
-  int64_t N, bytes, V, D, Lq, R, P, C, H, HE, HV, Hkv, J, Di, K, F, X, k, M, Ms;
+  int64_t N, bytes, V, D, Lq, R, P, C, H;
+  bool grouped;
+  int64_t G, HE, HV, Hkv, J, Di, GE;
+  bool tied;
+  int64_t index_keys, K, F, X, k, M, Ms;
 };
 
 // ---- kept: what each operation saves for its backward pass, each tensor once ----
@@ -53,7 +62,14 @@ int64_t kept_norms(const Sizes& s) {
   return 2 * (2 * s.rows(s.D) + s.f32(1));  // the stream and its norm, before attention and before the MLP; 1 / rms
 }
 
+// Grouped-query attention: q, keys, values, out and lse. A gradient of dense attention wants keys and values for each head.
+int64_t kept_grouped(const Sizes& s) {
+  if (s.kind == StageKind::warmup) return s.rows(s.HE) + s.rows(s.GE) + s.f32(s.H);
+  return 2 * s.rows(s.HE) + s.f32(s.H) + (s.kind == StageKind::sparse ? s.rows(2 * s.GE) : 2 * s.rows(s.HE));
+}
+
 int64_t kept_attention(const Sizes& s) {
+  if (s.grouped) return kept_grouped(s);
   if (s.kind == StageKind::warmup) return s.rows(s.Lq) + 2 * s.rows(s.HE) + s.f32(s.H);  // the KL's q, k, lse; latent
   int64_t low_rank = 2 * s.rows(s.Lq) + s.rows(s.C) + 2 * s.f32(1);  // q_a and its norm; kv_a, of which the norm reads a part
   if (s.kind == StageKind::pretrain)                                 // c; q, k, v, out, lse of dense_mla
@@ -64,10 +80,11 @@ int64_t kept_attention(const Sizes& s) {
 
 int64_t kept_indexer(const Sizes& s) {
   if (s.kind == StageKind::pretrain) return 0;
-  return s.rows(s.J * s.Di) + 2 * s.rows(s.Di) + s.f32(s.J)     // q; k before its norm and after; w
-         + 2 * s.f32(1) + s.as_f32(s.D)                         // mean and 1 / deviation; the weights' f32 input
-         + s.f32(s.J * s.Di) + s.f32(s.Di) + s.f32(s.J)         // the KL's gradients, made in the forward pass
-         + (s.kind == StageKind::sparse ? 2 * s.f32(s.K) : 0);  // selected keys and their target
+  int64_t own_keys = s.tied ? 0 : 2 * s.rows(s.Di) + 2 * s.f32(1);  // before their norm and after; mean and 1 / deviation
+  return s.rows(s.J * s.Di) + own_keys + s.f32(s.J)                 // q; w
+         + s.as_f32(s.D)                                            // the weights' f32 input
+         + s.f32(s.J * s.Di) + s.f32(s.index_keys) + s.f32(s.J)     // the KL's gradients, made in the forward pass
+         + (s.kind == StageKind::sparse ? 2 * s.f32(s.K) : 0);      // selected keys and their target
 }
 
 int64_t kept_mlp(const Sizes& s, bool moe) {
@@ -97,7 +114,16 @@ int64_t freed_before_attention(const Sizes& s) {
   return s.kind == StageKind::sparse ? s.rows(s.HV) + s.rows(s.J * s.Di) + s.rows(s.Di) + s.f32(s.J) : 0;
 }
 
+int64_t grouped_backward(const Sizes& s) {
+  int64_t own = s.rows(s.D) + s.rows(s.HV) + s.f32(s.HE) + s.as_bf16(s.HE);  // d stream; d out; dq
+  if (s.kind == StageKind::pretrain) return own + 2 * (s.f32(s.HE) + s.as_bf16(s.HE));
+  KeyGradients keys{};  // a group after the other
+  keys.N = s.N, keys.K = s.K, keys.terms = 2 * s.H / s.G, keys.length = 2 * s.GE / s.G;
+  return own + s.f32(2 * s.GE) + s.as_bf16(2 * s.GE) + arena_block(keys.slots() * keys.slot_size() * 4);
+}
+
 int64_t attention_backward(const Sizes& s) {
+  if (s.grouped) return grouped_backward(s);
   if (s.kind == StageKind::pretrain)  // d stream; d out; dq, dk, dv
     return s.rows(s.D) + s.rows(s.HV) + 2 * s.f32(s.HE) + s.f32(s.HV) + 2 * s.as_bf16(s.HE) + s.as_bf16(s.HV);
   KeyGradients keys{};  // the factors of some queries' gradients of their keys
@@ -241,7 +267,7 @@ const StepPoint& StepPlan::highest() const {
 }
 
 StepPlan plan_step(const ModelConfig& config, const StageConfig& stage) {
-  FULGUR_CHECK(config.has_indexer() || stage.kind == StageKind::pretrain, "[plan] expected a deepseek_v32 model for ",
+  FULGUR_CHECK(config.has_indexer() || stage.kind == StageKind::pretrain, "[plan] expected a model with an indexer for ",
                stage_name(stage.kind), ", got ", config.model_type, "\n  hint: without an indexer there is only pretrain");
   Layout l(config, stage);
   const auto& s = l.sizes;

@@ -100,6 +100,18 @@ TEST_F(Plan, FollowsThePeakToTheLogitsAndToTheAttention) {
   EXPECT_EQ(plan_step(heads, stage).highest().name.rfind("attention", 0), 0u) << plan_step(heads, stage).highest().name;
 }
 
+TEST_F(Plan, HoldsForGroupedQueryAttention) {
+  ModelConfig c;
+  c.model_type = "llama", c.tie_word_embeddings = true;
+  c.vocab_size = 300, c.hidden_size = 48, c.intermediate_size = 160, c.num_hidden_layers = c.first_k_dense_replace = 3;
+  c.num_attention_heads = 6, c.num_key_value_heads = 2, c.qk_rope_head_dim = c.v_head_dim = 16, c.max_position_embeddings = 64;
+  c.index_topk = 12, c.index_n_heads = 6, c.index_head_dim = 16;
+  for (const char* keys : {"tied", "own"}) {
+    c.index_keys = keys;
+    expect_close(c, stage, cat("llama, ", keys));
+  }
+}
+
 TEST_F(Plan, AModelWithoutIndexerHasOneStageOnly) {
   auto config = small_config();
   config.model_type = "deepseek_v3";

@@ -97,7 +97,7 @@ void StageRun::check_inputs() const {
   FULGUR_CHECK(model_.config().vocab_size >= tokenizer_.vocab_size(), "[train] expected a model of at least ",
                tokenizer_.vocab_size(), " tokens, got ", model_.config().vocab_size);
   FULGUR_CHECK(config_.kind == StageKind::pretrain || model_.config().has_indexer(), "[train] stage ", name_,
-               ": expected a deepseek_v32 model (with an indexer), got ", model_.config().model_type);
+               ": expected a model with an indexer, got ", model_.config().model_type);
   auto own = start_.folder / "tokenizer.json";
   FULGUR_CHECK(!fs::exists(own) || sum_file(own) == sum_file(inputs_.data / "tokenizer.json"), "[train] ",
                (inputs_.data / "tokenizer.json").string(), ": expected the tokenizer of the model, ", own.string(),
