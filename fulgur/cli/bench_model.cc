@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <list>
 #include <map>
+#include <optional>
 
 #include "fulgur/base/error.h"
 #include "fulgur/base/threads.h"
@@ -20,12 +21,13 @@
 #include "fulgur/ops/isa.h"
 #include "fulgur/ops/log_prob/log_prob.h"
 #include "fulgur/ops/sparse_mla/sparse_mla.h"
+#include "fulgur/train/checkpoint.h"
 
 namespace fulgur::cli {
 namespace {
 
 struct Options {
-  std::string shape = "ds32-353m", depth = "0,2K,8K,32K,128K", dtype = "bf16", weights = "plain", cache = "plain";
+  std::string shape = "ds32-353m", model, depth = "0,2K,8K,32K,128K", dtype = "bf16", weights = "plain", cache = "plain";
   int64_t chunk = 256;
   double seconds = 2;
   bool dense = true;
@@ -98,20 +100,24 @@ class Depth {
     const auto& c = model_.config();
     auto batch = rows_behind(rows);
     auto random = [&](int64_t heads, int64_t size) { return at::randn({rows, heads, size}).to(type_); };
-    int64_t H = c.num_attention_heads, R = c.kv_lora_rank, P = c.qk_rope_head_dim;
+    int64_t H = c.num_attention_heads, key = c.qk_nope_head_dim + c.qk_rope_head_dim;
+    // Of chosen keys: beside latents absorbed, whose values are the latents; of groups the keys as they are.
+    int64_t of_chosen = c.has_latents() ? c.kv_lora_rank + c.qk_rope_head_dim : key;
+    int64_t values = c.has_latents() ? c.kv_lora_rank : c.v_head_dim;
     if (way_.form == Form::dense)
-      return time_once([&, q = random(H, c.qk_nope_head_dim + P)] {
+      return time_once([&, q = random(H, key)] {
         for (auto& layer : cache_.layers)
           ops::dense_mla(q, layer.k_SHE, layer.v_SHV, batch.visible_N2, softmax_scale(c), batch.pages_P);
       });
-    auto q = random(H, R + P), index_q = random(c.index_n_heads, c.index_head_dim), index_w = at::rand({rows, c.index_n_heads});
+    auto q = random(H, of_chosen), index_q = random(c.index_n_heads, c.index_head_dim),
+         index_w = at::rand({rows, c.index_n_heads});
     auto all = way_.form == Form::sparse ? at::Tensor() : every_key(batch);
     return time_once([&] {
       for (auto& layer : cache_.layers) {
         auto selected =
             all.defined() ? all
                           : ops::indexer_top_k(index_q, layer.index_PDK, index_w, batch.visible_N2, c.index_topk, batch.pages_P);
-        ops::sparse_mla(q, layer.kv_SC, selected, R, softmax_scale(c), batch.pages_P);
+        ops::sparse_mla(q, layer.kv_SC, selected, values, softmax_scale(c), batch.pages_P);
       }
     });
   }
@@ -130,8 +136,11 @@ class Depth {
       int64_t count = std::min(kBlock, keys - first);
       auto slots = at::arange(first, first + count, at::kLong);
       auto random = [&](int64_t size) { return at::randn({count, size}).to(type_); };
-      ops::store_latents(layer.kv_SC, slots, random(config.kv_lora_rank), random(config.qk_rope_head_dim));
-      ops::store_index_keys(layer.index_PDK, slots, random(config.index_head_dim));
+      if (config.has_latents())
+        ops::store_latents(layer.kv_SC, slots, random(config.kv_lora_rank), random(config.qk_rope_head_dim));
+      else layer.kv_SC.narrow(0, first, count).normal_();
+      int64_t index_heads = config.tied_index() && !config.has_latents() ? config.key_heads() : 1;
+      ops::store_index_keys(layer.index_PDK, slots, random(index_heads * config.index_head_dim));
     }
   }
   static at::Tensor every_key(const Batch& batch) {
@@ -178,7 +187,7 @@ Json measure(Depth& at, const Options& o, int64_t depth, int64_t rows, Limits& l
     core.push_back(sample(limits, cost.core_flops, cost.core_bytes, [&] { return at.core_seconds(rows); }));
   }
   const char *what = rows == 1 ? "decode" : "prefill", *form = at.way().name;
-  auto label = cat(o.shape, " at ", depth_name(depth));
+  auto label = cat(o.model.empty() ? o.shape : o.model, " at ", depth_name(depth));
   Json r = result_json(cat(what, " ", form), label, whole, cost.flops, cost.bytes);
   r["core"] = result_json(cat(what, " core ", form), label, core, cost.core_flops, cost.core_bytes);
   r["what"] = what, r["form"] = form, r["depth"] = depth, r["depth_name"] = depth_name(depth), r["rows"] = rows;
@@ -216,13 +225,18 @@ void bench_model(const Options& o) {
   c10::InferenceMode inference;
   at::set_num_threads(threads());
   auto depths = depths_of(o.depth);
-  auto config = read_config(resource(cat("recipes/shapes/", o.shape, ".json")));
+  std::optional<ModelFiles> files;
+  if (!o.model.empty()) files.emplace(find_model(o.model));
+  auto config = files ? files->config() : read_config(resource(cat("recipes/shapes/", o.shape, ".json")));
+  FULGUR_CHECK(config.has_indexer(), "[bench] expected a model with an indexer, got ", config.model_type,
+               "\n  hint: `fulgur adapt` gives a dense model one");
   for (int64_t depth : depths)
     FULGUR_CHECK(depth + o.chunk <= config.max_position_embeddings, "[bench] --depth: expected at most ",
                  config.max_position_embeddings - o.chunk, ", got ", depth);
   auto packed = [&](bool absorbed) {  // as an engine holds them
     auto type = type_of(o.dtype);
-    return Transformer(config, pack_weights(config, init_weights(config, 1), type, absorbed, weight_format(o.weights)));
+    auto weights = files ? std::move(files->load().weights()) : init_weights(config, 1);
+    return Transformer(config, pack_weights(config, std::move(weights), type, absorbed, weight_format(o.weights)));
   };
   std::map<Attention, Transformer> models;
   models.emplace(Attention::sparse, packed(true));
@@ -239,7 +253,8 @@ void bench_model(const Options& o) {
       ways.emplace_back(models.at(way.attention()), way, type_of(o.dtype), format, depth, o.chunk);
     };
     add({"sparse", Form::sparse}, cache_format(o.cache));
-    if (o.dense) add({"dense", Form::dense}, {}), add({"dense absorbed", Form::dense_absorbed}, {});
+    if (o.dense) add({"dense", Form::dense}, {});
+    if (o.dense && config.has_latents()) add({"dense absorbed", Form::dense_absorbed}, {});
     for (int64_t rows : {o.chunk, int64_t(1)}) {
       std::vector<Json> of_depth;
       for (auto& way : ways)
@@ -256,10 +271,11 @@ void bench_model(const Options& o) {
 
 void add_bench_model(CLI::App& bench) {
   auto o = std::make_shared<Options>();
-  auto* command = bench.add_subcommand("model", "Prefill and decoding of a model of random weights, at a depth of context");
-  command->add_option("--shape", o->shape, "Model: recipes/shapes/NAME.json")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"ds32-353m", "v32-layer"}));
+  auto* command = bench.add_subcommand("model", "Prefill and decoding of a model at a depth of context");
+  auto* shape = command->add_option("--shape", o->shape, "Random weights of recipes/shapes/NAME.json")
+                    ->capture_default_str()
+                    ->check(CLI::IsMember({"ds32-353m", "v32-layer"}));
+  command->add_option("--model", o->model, "A model with an indexer instead: a folder or run directory")->excludes(shape);
   command->add_option("--depth", o->depth, "Tokens in the cache")->capture_default_str();
   command->add_option("--chunk", o->chunk, "Rows of a prefill step")->capture_default_str()->check(CLI::PositiveNumber);
   command->add_option("--dtype", o->dtype, "Activations, and weights and cache that are plain")

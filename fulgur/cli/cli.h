@@ -46,6 +46,7 @@ void add_convert(CLI::App& app, Common& common);
 void add_adapt(CLI::App& app, Common& common);
 void add_inspect(CLI::App& app, Common& common);
 void add_eval(CLI::App& app, Common& common);
+void add_eval_needles(CLI::App& eval, Common& common);
 void add_report(CLI::App& app, Common& common);
 void add_bench(CLI::App& app, Common& common);
 void add_bench_model(CLI::App& bench);

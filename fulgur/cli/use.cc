@@ -144,7 +144,7 @@ void perplexity_command(const Options& o, bool json) {
 void indexer_command(const Options& o, bool json) {
   auto folder = find_model(o.model);
   auto model = load_model(folder);
-  FULGUR_CHECK(model.config().has_indexer(), "[eval] expected a deepseek_v32 model, got ", model.config().model_type);
+  FULGUR_CHECK(model.config().has_indexer(), "[eval] expected a model with an indexer, got ", model.config().model_type);
   std::filesystem::path data = o.data.empty() ? std::filesystem::path(o.model) / "data" : std::filesystem::path(o.data);
   int64_t context = o.contexts.empty() ? model.config().max_position_embeddings : o.contexts[0];
   Json results = Json::object();
@@ -233,6 +233,7 @@ void add_eval(CLI::App& app, Common& common) {
       ->check(CLI::PositiveNumber);
   indexer->footer("Example:\n  fulgur eval indexer --model runs/speedrun");
   indexer->callback([=, &common] { indexer_command(*o, common.json); });
+  add_eval_needles(*command, common);
 }
 
 void add_report(CLI::App& app, Common& common) {

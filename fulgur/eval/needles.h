@@ -1,0 +1,27 @@
+// Needles in a haystack: pass keys told somewhere in a long text, one of them asked for at its end. An answer is right where
+// every token of the key is the most likely one, which is what greedy text would say.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "fulgur/eval/perplexity.h"
+#include "fulgur/model/transformer.h"
+#include "fulgur/text/tokenizer.h"
+
+namespace fulgur {
+
+struct NeedleTest {
+  EvalForm form = EvalForm::sparse;
+  int64_t context = 2048;  // tokens, question and answer among them
+  int64_t keys = 1;        // told, of as many people; 16 at most
+  int64_t samples = 200;
+  uint64_t seed = 1;
+};
+
+// How many answers are right; the text asked about is the same for every form. The haystack before a sample's first key is read
+// once. `told(samples done)`; stops where it returns false. Throws InputError where the context is too short.
+int64_t right_needles(const Transformer& model, const Tokenizer& tokenizer, const NeedleTest& test,
+                      const std::function<bool(int64_t done)>& told);
+
+}  // namespace fulgur
