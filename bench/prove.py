@@ -59,6 +59,7 @@ import time
 
 from proof import BUILD, ROOT, call, check, checks, fulgur, python, run_anew, tests
 import proof
+import prove_adapt
 import prove_engine
 import prove_kernels
 import prove_models
@@ -238,7 +239,7 @@ def fresh():
                   done.returncode == 0 and seconds < bar)
 
 
-TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh] + prove_training.TOPICS + prove_kernels.TOPICS + prove_engine.TOPICS + prove_text.TOPICS + prove_models.TOPICS + prove_rl.TOPICS
+TOPICS = [golden, witness, bits, errors, ops, train, kjv, speedrun, report, fresh] + prove_training.TOPICS + prove_kernels.TOPICS + prove_engine.TOPICS + prove_text.TOPICS + prove_models.TOPICS + prove_rl.TOPICS + prove_adapt.TOPICS
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or [topic.__name__ for topic in TOPICS]

@@ -82,7 +82,7 @@ def weights_of(out, flags, threads, kills=()):
 def exact():
     sft = max((speedrun() / "checkpoints").glob("sft-*"))
     choose = random.Random(1)
-    small = ["--init", sft, "--tasks", "lookup2,guess,calculator:2", "--prompts", 6, "--group", 4, "--top-p", .9, "--eval-tasks", 0]
+    small = ["--init", sft, "--tasks", "lookup2,guess,calculator:2", "--prompts", 6, "--group", 4, "--top-p", .9, "--eval-tasks", 0, "--drop-equal", "false"]
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         for dtype in ("f32", "bf16"):

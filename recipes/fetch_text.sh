@@ -2,10 +2,11 @@
 # Real text from Debian packages, about 20 MB: prose, dictionaries, manuals. Nothing is installed and nothing committed.
 #   recipes/fetch_text.sh OUT         the mix of the speedrun
 #   recipes/fetch_text.sh --kjv OUT   the King James Bible, a file a chapter
+#   recipes/fetch_text.sh --long OUT  long documents of three kinds, a folder each: prose, manuals, code
 set -eu
-kjv=
-[ "${1:-}" != --kjv ] || { kjv=1 && shift; }
-[ $# -eq 1 ] && [ "${1#-}" = "$1" ] || { echo "[text] usage: recipes/fetch_text.sh [--kjv] OUT" >&2; exit 2; }
+what=mix
+case ${1:-} in --kjv | --long) what=${1#--} && shift ;; esac
+[ $# -eq 1 ] && [ "${1#-}" = "$1" ] || { echo "[text] usage: recipes/fetch_text.sh [--kjv | --long] OUT" >&2; exit 2; }
 out=$1
 [ ! -f "$out/.complete" ] || exit 0
 command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || {
@@ -49,7 +50,7 @@ dictionary() {
     xargs -I{} cp {} "$out/dictionaries/"
 }
 
-if [ -n "$kjv" ]; then
+if [ "$what" = kjv ]; then
   fetch bible-kjv bible-kjv-text libreadline8
   LD_LIBRARY_PATH=$(dirname "$(find "$work/tree" -name libreadline.so.8)")
   export LD_LIBRARY_PATH
@@ -58,6 +59,11 @@ if [ -n "$kjv" ]; then
     { reference = $1; sub(/^[^ ]+ /, ""); chapter = reference; sub(/:.*/, "", chapter)
       if (chapter != last) { if (file) close(file); file = sprintf("%s/%04d-%s.txt", out, ++number, chapter); last = chapter }
       print > file }'
+elif [ "$what" = long ]; then
+  fetch anarchism python3.11-doc libpython3.11-stdlib
+  find "$work/tree/usr/share/doc/anarchism/html" -name 'sec*.html' -size +36k | take prose 1
+  find "$work/tree/usr/share/doc/python3.11/html/_sources" -name '*.txt' -size +36k | take manuals 1
+  find "$work/tree/usr/lib/python3.11" -name '*.py' -size +30k | take code 1
 else
   fetch anarchism dict-gcide dict-foldoc dict-jargon dict-devil fortunes debian-policy developers-reference \
     python3.11-doc perl-doc sqlite3-doc git-doc
