@@ -43,6 +43,11 @@ when every check holds. Topics, with what they need beyond the build:
   skills    the same from one base with a calculator, letters to reverse, sums: curves (about 15 minutes)
   indexer   reinforcement learning with the indexer trained by its KL, and frozen (about 8 minutes)
   stabilisers  each switched off in a run that needs it: 16 steps stale, 8-bit sampler, top-p .8 (about 15 minutes)
+  adapt     SmolLM2 with sparse attention, three seeds of ./dev adapt: equal to dense, attention kept, perplexity, twin (50 minutes)
+  long      the same measured on documents of 8K tokens (30 minutes)
+  needles   pass keys in texts of 2K tokens, 200 questions: sparse, dense, window (25 minutes); needles_long: 4K and 8K (hours)
+  crossing  the adapted model's speed beside its dense self by depth (2 minutes)
+  adapt_others   the same command on the speedrun's dense checkpoint and on a random MLA model in FP8 (5 minutes)
   throughput   a GRPO step beside TRL's and a plain PyTorch loop's (installs trl into the build folder; about 10 minutes)
 """
 import hashlib

@@ -39,25 +39,25 @@ void needles(const Options& o, Common& common) {
                      model.config().max_position_embeddings, " tokens, got ", context);
         FULGUR_CHECK(name == "dense" || model.config().has_indexer(), "[eval] expected a model with an indexer for ", name,
                      ", got ", model.config().model_type, "\n  hint: --forms dense");
-        Progress progress(cat("needles ", name), "sample", test.samples);
-        int64_t right = right_needles(model, tokenizer, test, [&](int64_t done) {
+        Progress progress(cat("needles ", name), "question", test.samples);
+        auto [right, asked] = count_needles(model, tokenizer, test, [&](int64_t done) {
           progress.update(done);
           return !g_stop;
         });
         if (g_stop) return void(common.exit_code = stop_code());
-        auto [low, high] = share_interval(double(right), double(test.samples));
+        auto [low, high] = share_interval(double(right), double(asked));
         results.push_back({{"context", context},
                            {"keys", keys},
                            {"form", name},
                            {"k", model.config().index_topk},
                            {"right", right},
-                           {"samples", test.samples},
+                           {"samples", asked},
                            {"low", low},
                            {"high", high}});
         if (common.json) continue;
         std::printf("%8lld %6lld %-8s %6lld of %3lld        %.3f to %.3f\n", static_cast<long long>(context),
-                    static_cast<long long>(keys), name.c_str(), static_cast<long long>(right),
-                    static_cast<long long>(test.samples), low, high);
+                    static_cast<long long>(keys), name.c_str(), static_cast<long long>(right), static_cast<long long>(asked), low,
+                    high);
         std::fflush(stdout);
       }
   if (common.json) std::printf("%s\n", Json{{"model", path.string()}, {"needles", results}}.dump().c_str());
@@ -72,10 +72,10 @@ void add_eval_needles(CLI::App& eval, Common& common) {
   command->add_option("--contexts", o->contexts, "Tokens of a text (default: the model's)")->check(CLI::PositiveNumber);
   command->add_option("--forms", o->forms, "dense, sparse, window (last k, 4 of them sinks)")
       ->check(CLI::IsMember({"dense", "sparse", "window"}));
-  command->add_option("--keys", o->keys, "Pass keys told in a text, one of which is asked for")->check(CLI::PositiveNumber);
+  command->add_option("--keys", o->keys, "Pass keys told in a text, each of them asked for")->check(CLI::PositiveNumber);
   command->add_option("--index-topk", o->index_topk, "Keys that attention chooses (default: the model's)")
       ->check(CLI::PositiveNumber);
-  command->add_option("--samples", o->test.samples, "Texts of each kind")->capture_default_str()->check(CLI::PositiveNumber);
+  command->add_option("--samples", o->test.samples, "Questions of each kind")->capture_default_str()->check(CLI::PositiveNumber);
   command->add_option("--seed", o->test.seed, "Of keys and places")->capture_default_str();
   command->footer("Example:\n  fulgur eval needles --model smollm2-sparse --contexts 2048 --samples 50");
   command->callback([=, &common] { needles(*o, common); });

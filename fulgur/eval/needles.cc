@@ -24,6 +24,14 @@ constexpr const char* kIntroduction = "Pass keys are hidden in this text. Find t
 constexpr const char* kFiller[] = {" The grass is green.", " The sky is blue.", " The sun is yellow.", " Here we go.",
                                    " There and back again."};
 
+std::string whose(const std::string& name) { return name.empty() ? "" : " of " + name; }
+std::string telling(const std::string& name, const std::string& key) {
+  return cat(" The pass key", whose(name), " is ", key, ". Remember it.");
+}
+std::string asking(const std::string& name) {
+  return cat("\nWhat is the pass key", whose(name), "? The pass key", whose(name), " is");
+}
+
 // A text without keys, and where its sentences end.
 struct Haystack {
   Tokens tokens;
@@ -48,8 +56,8 @@ Haystack haystack(const ModelConfig& config, const Tokenizer& tokenizer, int64_t
 
 // What is put into the haystack where, and asked behind it.
 struct Sample {
-  std::vector<std::pair<int64_t, Tokens>> told;  // by place, ascending
-  Tokens question, answer;
+  std::vector<std::pair<int64_t, Tokens>> told;      // by place, ascending
+  std::vector<std::pair<Tokens, Tokens>> questions;  // and answers
 };
 
 Sample draw(const NeedleTest& test, const Tokenizer& tokenizer, const Haystack& hay, int64_t number) {
@@ -58,17 +66,14 @@ Sample draw(const NeedleTest& test, const Tokenizer& tokenizer, const Haystack& 
   for (size_t i = 0; i < names.size(); ++i) names[i] = int(i);
   shuffle(names, random);
   Sample out;
-  int64_t asked = int64_t(random.below(uint64_t(test.keys)));
   for (int64_t i = 0; i < test.keys; ++i) {
-    std::string key, whose = test.keys == 1 ? "" : cat(" of ", kNames[names[i]]);
+    std::string key, name = test.keys == 1 ? "" : kNames[names[i]];
     for (int digit = 0; digit < 5; ++digit) key += char('0' + random.below(10));
     // One key alone is told at depths spread evenly over the samples.
     double depth = test.keys == 1 ? (double(number) + 0.5) / double(test.samples) : random.uniform();
     auto place = hay.ends[size_t(depth * double(hay.ends.size()))];
-    out.told.emplace_back(place, tokenizer.encode(cat(" The pass key", whose, " is ", key, ". Remember it.")));
-    if (i != asked) continue;
-    out.question = tokenizer.encode(cat("\nWhat is the pass key", whose, "? The pass key", whose, " is"));
-    out.answer = tokenizer.encode(" " + key);
+    out.told.emplace_back(place, tokenizer.encode(telling(name, key)));
+    out.questions.emplace_back(tokenizer.encode(asking(name)), tokenizer.encode(" " + key));
   }
   std::stable_sort(out.told.begin(), out.told.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   return out;
@@ -84,7 +89,6 @@ Tokens text_behind(const Haystack& hay, const Sample& sample, int64_t from) {
     at = place;
   }
   out.insert(out.end(), hay.tokens.begin() + at, hay.tokens.end());
-  for (const auto* part : {&sample.question, &sample.answer}) out.insert(out.end(), part->begin(), part->end());
   return out;
 }
 
@@ -113,39 +117,50 @@ class Reader {
   Cache cache_;
 };
 
+// Whether the model would answer so behind `text`.
+bool answers(Reader& reader, const Transformer& model, CachedSequence text, const Tokens& question, const Tokens& answer) {
+  auto asked = question;
+  asked.insert(asked.end(), answer.begin(), answer.end());
+  int64_t count = int64_t(answer.size());
+  auto hidden = reader.read(text, asked).narrow(0, int64_t(question.size()) - 1, count);
+  auto best = ops::linear(hidden, model.weights().lm_head).argmax(1);
+  for (int64_t j = 0; j < count; ++j)
+    if (best[j].item<int64_t>() != answer[j]) return false;
+  return true;
+}
+
 }  // namespace
 
-int64_t right_needles(const Transformer& model, const Tokenizer& tokenizer, const NeedleTest& test,
-                      const std::function<bool(int64_t)>& told) {
+NeedleCount count_needles(const Transformer& model, const Tokenizer& tokenizer, const NeedleTest& test,
+                          const std::function<bool(int64_t)>& told) {
   c10::AutoGradMode no_grad(false);
   FULGUR_CHECK(test.keys >= 1 && test.keys <= int64_t(kNames.size()), "[eval] needles: expected 1 to ", kNames.size(),
                " keys, got ", test.keys);
-  constexpr int64_t kKey = 24, kQuestion = 48;  // tokens at most
-  auto hay = haystack(model.config(), tokenizer, test.context - kKey * test.keys - kQuestion);
-  FULGUR_CHECK(int64_t(hay.ends.size()) > test.keys, "[eval] needles: expected a context of more than ",
-               kKey * test.keys + kQuestion, " tokens for ", test.keys, " keys, got ", test.context);
-  // Pages of the haystack alone, and as many for what is behind a sample's first key.
+  // Tokens of the longest name's, and some more: digits may pair otherwise.
+  auto tokens = [&](const std::string& text) { return int64_t(tokenizer.encode(text).size()) + 4; };
+  int64_t needed = test.keys * tokens(telling("Nikolas", "13579")) + tokens(asking("Nikolas")) + tokens(" 13579");
+  auto hay = haystack(model.config(), tokenizer, test.context - needed);
+  FULGUR_CHECK(int64_t(hay.ends.size()) > test.keys, "[eval] needles: expected a context of far more than ", needed,
+               " tokens for ", test.keys, " keys, got ", test.context);
+  // Pages of the haystack alone, and as many for what is behind a text's first key.
   int64_t pages = pages_for(test.context);
   Reader reader(model, test.form, 2 * pages);
   auto whole = cached_sequences(1, pages * kPageKeys)[0];
   reader.read(whole, hay.tokens);
-  int64_t right = 0;
-  for (int64_t i = 0; i < test.samples; ++i) {
+  NeedleCount count;
+  for (int64_t i = 0; count.asked < test.samples; ++i) {
     auto sample = draw(test, tokenizer, hay, i);
     int64_t shared = sample.told[0].first / kPageKeys;
-    CachedSequence sequence{{whole.pages.begin(), whole.pages.begin() + shared}, shared * kPageKeys};
-    for (int64_t p = shared; p < pages; ++p) sequence.pages.push_back(int32_t(pages + p));
-    auto text = text_behind(hay, sample, sequence.length);
-    auto hidden = reader.read(sequence, text);
-    int64_t count = int64_t(sample.answer.size()), first = int64_t(text.size()) - count;
-    auto logits = ops::linear(hidden.narrow(0, first - 1, count), model.weights().lm_head);
-    auto best = logits.argmax(1);
-    bool all = true;
-    for (int64_t j = 0; j < count; ++j) all = all && best[j].item<int64_t>() == sample.answer[j];
-    right += all;
-    if (!told(i + 1)) break;
+    CachedSequence text{{whole.pages.begin(), whole.pages.begin() + shared}, shared * kPageKeys};
+    for (int64_t p = shared; p < pages; ++p) text.pages.push_back(int32_t(pages + p));
+    reader.read(text, text_behind(hay, sample, text.length));
+    for (const auto& [question, answer] : sample.questions) {
+      if (count.asked == test.samples) break;
+      count.right += answers(reader, model, text, question, answer), ++count.asked;
+    }
+    if (!told(count.asked)) break;
   }
-  return right;
+  return count;
 }
 
 }  // namespace fulgur

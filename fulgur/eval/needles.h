@@ -13,15 +13,19 @@ namespace fulgur {
 
 struct NeedleTest {
   EvalForm form = EvalForm::sparse;
-  int64_t context = 2048;  // tokens, question and answer among them
-  int64_t keys = 1;        // told, of as many people; 16 at most
-  int64_t samples = 200;
+  int64_t context = 2048;  // tokens of a text at most, question and answer among them
+  int64_t keys = 1;        // told in a text, of as many people, and each asked for; 16 at most
+  int64_t samples = 200;   // questions
   uint64_t seed = 1;
 };
 
-// How many answers are right; the text asked about is the same for every form. The haystack before a sample's first key is read
-// once. `told(samples done)`; stops where it returns false. Throws InputError where the context is too short.
-int64_t right_needles(const Transformer& model, const Tokenizer& tokenizer, const NeedleTest& test,
-                      const std::function<bool(int64_t done)>& told);
+struct NeedleCount {
+  int64_t right = 0, asked = 0;
+};
+
+// The texts are the same for every form. The haystack before a text's first key is read once for all. `told(questions asked)`;
+// stops where it returns false. Throws InputError where the context is too short.
+NeedleCount count_needles(const Transformer& model, const Tokenizer& tokenizer, const NeedleTest& test,
+                          const std::function<bool(int64_t asked)>& told);
 
 }  // namespace fulgur
