@@ -108,4 +108,35 @@ inline void add_heads(const float* q, int64_t words, Keys keys, const float* w, 
   }
 }
 
+// The same of `Rows` rows with few heads each, whose chains of FMA would be too few one row at a time. Queries, weights and sums
+// of a row lie `heads` heads behind those of the row before.
+template <int Rows, int Heads, class Math, class Keys>
+inline void add_heads_of_rows(const float* q, int64_t words, int64_t heads, Keys keys, const float* w, const int32_t* sums,
+                              Vec (&total)[Rows][2]) {
+  Vec acc[Rows][Heads][2] = {};
+  for (int64_t word = 0; word < words; ++word) {
+    Vec k0, k1;
+    keys.read(k0, k1);
+    keep(k0), keep(k1);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+      for (int j = 0; j < Heads; ++j) {
+        Vec value = splat(q[(r * heads + j) * words + word]);
+        acc[r][j][0] = Math::multiply_add(value, k0, acc[r][j][0]);
+        acc[r][j][1] = Math::multiply_add(value, k1, acc[r][j][1]);
+      }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
+    for (int j = 0; j < Heads; ++j)
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+        Vec dots = acc[r][j][v];
+        if constexpr (std::is_same_v<Math, IntQuads>) dots = sums_of_integers(dots, sums[r * heads + j]);
+        total[r][v] = fma(max(dots, Vec{}), splat(w[r * heads + j]), total[r][v]);
+      }
+}
+
 }  // namespace fulgur::FULGUR_ISA

@@ -17,9 +17,10 @@ using Scores = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&
 using Select = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, const std::optional<Tensor>&);
 using TopK = Tensor(const Tensor&, const Tensor&, int64_t);
 
-// Groups of keys, which the shapes tell: k [S, G, D], or pages of keys of G D numbers.
+// Groups of keys, which the shapes tell: k [S, G, D], or pages of keys of G D numbers, [pages, 64, G, D] key by key.
 int64_t groups_of(const Tensor& q, const Tensor& k, bool paged) {
   if (!paged) return k.dim() == 3 ? k.size(1) : 1;
+  if (k.dim() == 4) return k.size(2);
   int64_t size = k.dim() == 3 ? k.size(1) : k.size(1) / kPageKeys - 4;
   return q.size(2) > 0 && size % q.size(2) == 0 ? size / q.size(2) : 0;
 }
@@ -27,16 +28,18 @@ int64_t groups_of(const Tensor& q, const Tensor& k, bool paged) {
 // Checks all shapes; returns the keys of the call.
 PagedKeys check(const Tensor& q, const Tensor& k, const Tensor& w, const Tensor& visible, const std::optional<Tensor>& pages) {
   bool quantised = k.scalar_type() == at::kByte || k.scalar_type() == at::kChar;
-  bool fits = q.dim() == 3 && (k.dim() == 2 || k.dim() == 3);
-  if (!pages) fits = fits && !quantised && q.size(2) == k.size(k.dim() - 1);
+  bool key_by_key = pages && k.dim() == 4;
+  bool fits = q.dim() == 3 && (k.dim() == 2 || k.dim() == 3 || key_by_key);
+  if (key_by_key)
+    fits = fits && k.size(1) == kPageKeys && k.size(3) == q.size(2) && k.stride(3) == 1 && k.stride(0) == kPageKeys * k.stride(1);
+  else if (!pages) fits = fits && !quantised && q.size(2) == k.size(k.dim() - 1);
   else if (quantised) fits = fits && k.dim() == 2 && k.size(1) % kPageKeys == 0 && q.size(2) <= 128;
   else fits = fits && k.dim() == 3 && k.size(2) == kPageKeys;
   int64_t groups = fits ? groups_of(q, k, pages.has_value()) : 0;
-  FULGUR_CHECK(
-      groups > 0 && q.size(1) % groups == 0,
-      "[indexer] expected q [N, J, D] and k [S, D] or [S, G, D] of groups that divide J, or in pages [pages, G D, 64] or "
-      "quantised [pages, 64 (G D + 4)], got ",
-      q.sizes(), " and ", k.sizes());
+  FULGUR_CHECK(groups > 0 && q.size(1) % groups == 0,
+               "[indexer] expected q [N, J, D] and k [S, D] or [S, G, D] of groups that divide J, or in pages [pages, G D, 64], "
+               "[pages, 64, G, D] or quantised [pages, 64 (G D + 4)], got ",
+               q.sizes(), " and ", k.sizes());
   FULGUR_CHECK(quantised || q.scalar_type() == k.scalar_type(), "[indexer] expected q and k of one type, got ", q.scalar_type(),
                " and ", k.scalar_type());
   FULGUR_CHECK(w.dim() == 2 && w.size(0) == q.size(0) && w.size(1) == q.size(1) && w.scalar_type() == at::kFloat,
@@ -58,12 +61,17 @@ IndexerParams params_of(const Tensor& q, const Tensor& k, const Tensor& w, const
           storage(q, "indexer"),
           keys.pages,
           format,
-          groups_of(q, k, keys.pages != nullptr)};
+          groups_of(q, k, keys.pages != nullptr),
+          k.dim() == 4 ? k.stride(1) : 0,
+          k.dim() == 4 ? k.stride(2) : 0};
 }
+
+// Keys of a cache are not copied.
+Tensor where_they_lie(const Tensor& k) { return k.dim() == 4 ? k : k.contiguous(); }
 
 Tensor scores_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& visible_in,
                   const std::optional<Tensor>& pages) {
-  auto q = q_in.contiguous(), k = k_in.contiguous(), w = w_in.contiguous(), visible = visible_in.contiguous();
+  auto q = q_in.contiguous(), k = where_they_lie(k_in), w = w_in.contiguous(), visible = visible_in.contiguous();
   auto paged = check(q, k, w, visible, pages);
   int64_t S = paged.count;
   auto out = at::empty({q.size(0), S}, w.options()).fill_(-INFINITY);
@@ -110,7 +118,7 @@ void select_few(const IndexerParams& p, const RowBlock& block, int64_t k, int* o
 
 Tensor select_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& w_in, const Tensor& visible_in, int64_t k,
                   const std::optional<Tensor>& pages) {
-  auto q = q_in.contiguous(), keys = k_in.contiguous(), w = w_in.contiguous(), visible = visible_in.contiguous();
+  auto q = q_in.contiguous(), keys = where_they_lie(k_in), w = w_in.contiguous(), visible = visible_in.contiguous();
   auto paged = check(q, keys, w, visible, pages);
   FULGUR_CHECK(k > 0, "[indexer] expected a positive top-k, got ", k);
   auto selected = at::empty({q.size(0), k}, visible.options());

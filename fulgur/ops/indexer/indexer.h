@@ -2,8 +2,9 @@
 //   N query rows  S key rows  J index_n_heads  D index_head_dim  G groups of keys
 // I(t,s) = sum_j w[t,j] * relu(q[t,j] . k[s]) in f32, heads in ascending order; w holds J^-0.5 * D^-0.5. A pair's score is
 // the same bits in any batch, chunk, tile or number of threads. q and k are f32 or bf16 (the same), w is f32.
-// Keys may lie in pages (pages.h), int32 [P] of k as cached_keys.h stores them: plain, fp8 or int8. Ranges then count keys of
-// these pages and begin with one. Keys [S, G, D] have groups: heads [g J / G, (g + 1) J / G) see group g, as in grouped-query
+// Keys may lie in pages (pages.h), int32 [P] of k as cached_keys.h stores them: plain, fp8 or int8. Or key by key,
+// [pages, 64, G, D] with any strides between keys and groups: attention's own keys in its cache. Ranges then count keys of these
+// pages and begin with one. Keys [S, G, D] have groups: heads [g J / G, (g + 1) J / G) see group g, as in grouped-query
 // attention, whose own keys may serve; a cache's keys are of G D numbers then. By int8 keys each head's query is rounded to whole
 // numbers to +-63 too; dots are then exact. Cost 2*J*D FLOP a pair. Throws InputError when shapes disagree or a range leaves the
 // keys. Thread-safe.

@@ -24,6 +24,15 @@ struct Queries {
   const float* row(const IndexerParams& p, int64_t r) const { return words + r * p.J * head; }
 };
 
+void write_scores(Vec (&total)[2], const float* scales, int64_t i, int64_t count, float* scores) {
+  for (int v = 0; v < 2; ++v) {
+    int64_t at = i + v * kLanes;
+    if (at >= count) continue;
+    if (scales) total[v] *= load(scales + at);
+    write(scores, Storage::f32, at, count - at, total[v]);
+  }
+}
+
 // One row's scores with the keys of a tile, which have scales where they are integers; keys_at(i, g): where those of a group from
 // the i-th on are.
 template <class Math, class KeysAt>
@@ -44,12 +53,48 @@ void score_row(const IndexerParams& p, const float* q, int64_t words, const floa
       for (; j < end; ++j) add_heads<1, Math>(q + j * words, words, keys, w + j, sums + j, total);
     }
     Keys::in_order(total);
-    for (int v = 0; v < 2; ++v) {
-      int64_t at = i + v * kLanes;
-      if (at >= count) continue;
-      if (scales) total[v] *= load(scales + at);
-      write(scores, Storage::f32, at, count - at, total[v]);
-    }
+    write_scores(total, scales, i, count, scores);
+  }
+}
+
+// Groups of so many heads, as many rows at once as registers hold: how many rows of `rows` it did.
+template <int Heads, class Math, class KeysAt>
+int64_t score_rows(const IndexerParams& p, const Queries& q, int64_t rows, const KeysAt& keys_at, const float* scales,
+                   int64_t count, float* scores, int64_t stride) {
+  constexpr int kRows = kGemmRows / Heads;
+  int64_t done = 0;
+  if constexpr (kRows > 1)
+    for (; done + kRows <= rows; done += kRows)
+      for (int64_t i = 0; i < count; i += kGemmCols) {
+        Vec total[kRows][2] = {};
+        for (int64_t g = 0; g < p.G; ++g) {
+          int64_t head = done * p.J + g * Heads;
+          add_heads_of_rows<kRows, Heads, Math>(q.words + head * q.head, q.head, p.J, keys_at(i, g), q.weights + head,
+                                                q.sums ? q.sums + head : nullptr, total);
+        }
+        for (int r = 0; r < kRows; ++r) write_scores(total[r], scales, i, count, scores + (done + r) * stride);
+      }
+  return done;
+}
+
+// Rows with few heads a group; others are left to score_row, one at a time.
+template <class Math, class KeysAt>
+int64_t score_few_heads(const IndexerParams& p, const Queries& q, int64_t rows, const KeysAt& keys_at, const float* scales,
+                        int64_t count, float* scores, int64_t stride) {
+  if (p.J % p.G != 0) return 0;
+  switch (p.J / p.G) {
+    case 1:
+      return score_rows<1, Math>(p, q, rows, keys_at, scales, count, scores, stride);
+    case 2:
+      return score_rows<2, Math>(p, q, rows, keys_at, scales, count, scores, stride);
+    case 3:
+      return score_rows<3, Math>(p, q, rows, keys_at, scales, count, scores, stride);
+    case 4:
+      return score_rows<4, Math>(p, q, rows, keys_at, scales, count, scores, stride);
+    case 6:
+      return score_rows<6, Math>(p, q, rows, keys_at, scales, count, scores, stride);
+    default:
+      return 0;
   }
 }
 
@@ -89,11 +134,20 @@ void turn_panels(const uint8_t* page, int64_t key_size, int64_t group, int64_t D
   }
 }
 
+// Products with a group of a page's keys, which lie key by key.
+GemmParams page_products(const IndexerParams& p, const uint8_t* page, int64_t group) {
+  GemmParams product = dot_products(p, 0, 0, 0, kPageKeys);
+  product.b = element(page, p.type, group * p.key_group), product.b_col = p.key_row;
+  return product;
+}
+
 // A group of keys [key, key + count) as panels of words; of integers their scales too.
 void pack_keys(const IndexerParams& p, int64_t group, int64_t key, int64_t count, float* packed, float* scales) {
   if (!p.pages) return pack_b<Singles>(dot_products(p, 0, 0, key, count, group), 0, p.D, 0, count, packed);
   for_pages(p, key, count, [&](const uint8_t* page, int64_t some, int64_t done) {
-    if (p.format == KeyFormat::int8) {
+    if (p.key_row > 0) {
+      pack_b<Singles>(page_products(p, page, group), 0, p.D, 0, some, packed + done * p.D);
+    } else if (p.format == KeyFormat::int8) {
       copy_panels<float>(page, group, p.D / 4, some, packed + done * p.D / 4);
       std::memcpy(scales + done, page + kPageKeys * p.key_size(), kPageKeys * sizeof(float));
     } else if (p.format == KeyFormat::fp8) turn_panels(page, p.key_size(), group, p.D, some, packed + done * p.D);
@@ -130,7 +184,7 @@ Queries queries_of(const IndexerParams& p, int64_t first, int64_t last) {
 // The page behind that of `key`, for one row: its few heads take little longer than the page takes to arrive.
 Ahead next_page(const IndexerParams& p, int64_t key, int64_t last) {
   int64_t next = (key / kPageKeys + 1) * kPageKeys, calls = kPageKeys / kGemmCols * std::max<int64_t>(1, p.J / kGemmRows);
-  if (next >= last) return {};
+  if (next >= last || p.key_row > 0) return {};
   const char* at = reinterpret_cast<const char*>(p.page(next));
   return {at, at + p.page_bytes(), (p.page_bytes() / calls + 63) / 64 * 64};
 }
@@ -144,7 +198,10 @@ void score_long_heads(const IndexerParams& p, int64_t first, int64_t last, int64
     if (!p.pages) return gemm_serial(product);
     for_pages(p, key, count, [&](const uint8_t* page, int64_t keys, int64_t done) {
       GemmParams part = product;
-      part.b = element(page, p.type, j * p.G / p.J * p.D * kPageKeys), part.N = keys, part.b_row = kPageKeys, part.b_col = 1;
+      int64_t group = j * p.G / p.J;
+      if (p.key_row > 0) part.b = page_products(p, page, group).b, part.b_row = 1, part.b_col = p.key_row;
+      else part.b = element(page, p.type, group * p.D * kPageKeys), part.b_row = kPageKeys, part.b_col = 1;
+      part.N = keys;
       part.c = static_cast<float*>(product.c) + done;
       gemm_serial(part);
     });
@@ -170,7 +227,7 @@ void score_keys(const IndexerParams& p, const Queries& q, int64_t first, int64_t
       continue;
     }
     Ahead ahead = by_page ? next_page(p, key + at, key + count) : Ahead{};
-    if (by_page && p.format == KeyFormat::plain && p.type == Storage::bf16) {  // read where they lie
+    if (by_page && p.key_row == 0 && p.format == KeyFormat::plain && p.type == Storage::bf16) {  // read where they lie
       const auto* page = reinterpret_cast<const uint16_t*>(p.page(key + at));
       score_row<Singles>(
           p, q.words, q.head, q.weights, nullptr, [&](int64_t i, int64_t g) { return PageKeys{page + g * p.D * kPageKeys + i}; },
@@ -179,7 +236,9 @@ void score_keys(const IndexerParams& p, const Queries& q, int64_t first, int64_t
     }
     for (int64_t g = 0; g < p.G; ++g) pack_keys(p, g, key + at, keys, packed.data() + g * panels, scales);
     auto in_panels = [&](int64_t i, int64_t g) { return PackedKeys{packed.data() + g * panels + i * q.head}; };
-    for (int64_t r = 0; r < rows; ++r) {
+    int64_t done = integers ? score_few_heads<IntQuads>(p, q, rows, in_panels, scales, keys, scores + at, stride)
+                            : score_few_heads<Singles>(p, q, rows, in_panels, nullptr, keys, scores + at, stride);
+    for (int64_t r = done; r < rows; ++r) {
       float* to = scores + r * stride + at;
       const float* w = q.weights + r * p.J;
       if (integers) score_row<IntQuads>(p, q.row(p, r), q.head, w, q.sums + r * p.J, in_panels, scales, keys, to, ahead);

@@ -10,17 +10,19 @@ namespace fulgur {
 
 struct IndexerParams {
   const void* q;           // [N, J, D]
-  const void* k;           // [S, G, D], or pages of 64 keys (cached_keys.h)
+  const void* k;           // [S, G, D], or pages of 64 keys: as cached_keys.h has them, or key by key
   const float* w;          // [N, J]
   const int32_t* visible;  // [N, 2]; null where keys are given
   int64_t J, D;
   Storage type;                    // of q and k
   const int32_t* pages = nullptr;  // where keys lie, every range beginning with one
   KeyFormat format = KeyFormat::plain;
-  int64_t G = 1;  // groups: heads [g J / G, (g + 1) J / G) see the keys' group g
+  int64_t G = 1;                       // groups: heads [g J / G, (g + 1) J / G) see the keys' group g
+  int64_t key_row = 0, key_group = 0;  // of pages key by key: from a key to the next, from a group to the next; else 0
 
   int64_t key_size() const { return G * D; }
   int64_t page_bytes() const {
+    if (key_row > 0) return kPageKeys * key_row * (type == Storage::f32 ? 4 : 2);
     return kPageKeys * (format != KeyFormat::plain ? key_size() + 4 : key_size() * (type == Storage::f32 ? 4 : 2));
   }
   const uint8_t* page(int64_t key) const {  // that of a key of the call

@@ -28,10 +28,9 @@ constexpr int64_t words_of(int64_t K) {
 struct IntQuads {
   static constexpr int kPerWord = 4;
   static Vec multiply_add(Vec a, Vec b, Vec c) {
-#if defined(__AVX512F__)
-    auto pairs = _mm512_maddubs_epi16(reinterpret_cast<__m512i>(b), reinterpret_cast<__m512i>(a));
-    auto quads = _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
-    return reinterpret_cast<Vec>(_mm512_add_epi32(reinterpret_cast<__m512i>(c), quads));
+#if defined(__AVX512VNNI__)
+    return reinterpret_cast<Vec>(
+        _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(c), reinterpret_cast<__m512i>(b), reinterpret_cast<__m512i>(a)));
 #elif defined(__AVX2__)
     Vec products;
     asm volatile("vpmaddubsw %2, %3, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
