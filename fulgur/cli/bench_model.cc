@@ -80,6 +80,8 @@ class Depth {
       return keys.defined() ? double(keys.nbytes()) / double(int64_t(sequence_.pages.size()) * 64) : 0;
     };
     StoredBytes bytes{weight_bytes, of_key(layer.kv_SC) + of_key(layer.k_SHE) + of_key(layer.v_SHV), of_key(layer.index_PDK)};
+    if (model_.config().tied_index() && way_.attention() == Attention::sparse)  // read where attention keeps them
+      bytes.index_key = stored_bytes(model_.config(), way_.form, double(c10::elementSize(type_))).index_key;
     return step_cost(model_.config(), way_.form, depth_, rows, bytes);
   }
 
@@ -114,9 +116,9 @@ class Depth {
     auto all = way_.form == Form::sparse ? at::Tensor() : every_key(batch);
     return time_once([&] {
       for (auto& layer : cache_.layers) {
-        auto selected =
-            all.defined() ? all
-                          : ops::indexer_top_k(index_q, layer.index_PDK, index_w, batch.visible_N2, c.index_topk, batch.pages_P);
+        auto selected = all.defined() ? all
+                                      : ops::indexer_top_k(index_q, layer.index_keys(c), index_w, batch.visible_N2, c.index_topk,
+                                                           batch.pages_P);
         ops::sparse_mla(q, layer.kv_SC, selected, values, softmax_scale(c), batch.pages_P);
       }
     });
@@ -139,8 +141,7 @@ class Depth {
       if (config.has_latents())
         ops::store_latents(layer.kv_SC, slots, random(config.kv_lora_rank), random(config.qk_rope_head_dim));
       else layer.kv_SC.narrow(0, first, count).normal_();
-      int64_t index_heads = config.tied_index() && !config.has_latents() ? config.key_heads() : 1;
-      ops::store_index_keys(layer.index_PDK, slots, random(index_heads * config.index_head_dim));
+      if (!config.tied_index()) ops::store_index_keys(layer.index_PDK, slots, random(config.index_head_dim));
     }
   }
   static at::Tensor every_key(const Batch& batch) {

@@ -52,7 +52,8 @@ Estimate estimate(const ModelConfig& config, const Options& o) {
   double matrices = double(count.total) - embedding * (config.tie_word_embeddings ? 0 : 1);
   if (count.mtp > 0) matrices += double(count.mtp) - 2 * embedding;
   StoredBytes bytes{(double(e.weights) - embedding * one) / matrices,
-                    of_key(layer.kv_SC) + of_key(layer.k_SHE) + of_key(layer.v_SHV), of_key(layer.index_PDK)};
+                    of_key(layer.kv_SC) + of_key(layer.k_SHE) + of_key(layer.v_SHV),
+                    sparse && config.tied_index() ? stored_bytes(config, Form::sparse, one).index_key : of_key(layer.index_PDK)};
   Limits limits;
   e.flops = limits.flops(), e.bandwidth = limits.bandwidth();
   auto rate = [&](int64_t before, int64_t rows) -> Rate {

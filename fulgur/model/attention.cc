@@ -219,8 +219,8 @@ at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Te
   auto kv_SC = cached ? cached->kv_SC : own_NC;
 
   auto indexer = indexer_inputs(*w.indexer, x_ND, latent_NL, pass, own_NC);
-  if (cached) ops::store_index_keys(cached->index_PDK, batch.slots_N, indexer.k_ND);
-  auto index_SD = cached ? cached->index_PDK : indexer.k_ND;
+  if (cached && !w.indexer->tied) ops::store_index_keys(cached->index_PDK, batch.slots_N, indexer.k_ND);
+  auto index_SD = cached ? cached->index_keys(config_) : indexer.k_ND;
   auto selected_NK = select_keys(indexer, index_SD, index, pass);
   auto [out_NHR, lse_NH, target_NK] = ops::sparse_mla(q_NHC, kv_SC, selected_NK, R, softmax_scale_, batch.pages_P);
   if (losses && options.indexer_kl)
@@ -268,8 +268,8 @@ at::Tensor Transformer::grouped_attention(const AttentionWeights& w, const at::T
   if (options.attention == Attention::sparse) {
     auto kv_SGC = with_cached(cached ? &cached->kv_SC : nullptr, batch, at::cat({v_NGE, k_NGE}, 2));
     auto indexer = indexer_inputs(*w.indexer, x_ND, x_ND, pass, k_NGE);
-    if (cached) ops::store_index_keys(cached->index_PDK, batch.slots_N, indexer.k_ND.flatten(1));
-    auto index_SD = cached ? cached->index_PDK : indexer.k_ND;
+    if (cached && !w.indexer->tied) ops::store_index_keys(cached->index_PDK, batch.slots_N, indexer.k_ND);
+    auto index_SD = cached ? cached->index_keys(config_) : indexer.k_ND;
     auto selected_NK = select_keys(indexer, index_SD, index, pass);
     auto [out_NHE, lse_NH, target_NK] = ops::sparse_mla(q_NHE, kv_SGC, selected_NK, E, softmax_scale_, batch.pages_P);
     if (losses && options.indexer_kl)

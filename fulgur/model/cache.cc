@@ -35,15 +35,15 @@ Cache::Cache(const ModelConfig& config, Attention attention, at::ScalarType type
                "[cache] expected a plain cache for dense attention, got another format\n  hint: --attention sparse");
   FULGUR_CHECK(config.has_latents() || extras.format.latents == KeyFormat::plain,
                "[cache] expected plain keys for grouped-query attention, got another format");
+  FULGUR_CHECK(!config.tied_index() || (extras.format.index == KeyFormat::plain && extras.format.latents == KeyFormat::plain),
+               "[cache] expected plain keys, which tied indexers read, got another format");
   auto add_layer = [&] {
     auto& layer = layers.emplace_back();
-    if (attention == Attention::sparse && !config.has_latents()) {
-      layer.kv_SC = at::empty({S, H, 2 * config.v_head_dim}, options);
-      layer.index_PDK =
-          ops::empty_index_keys(pages, config.index_head_dim * (config.tied_index() ? H : 1), extras.format.index, type);
-    } else if (attention == Attention::sparse) {
-      layer.kv_SC = ops::empty_latents(pages, config.kv_lora_rank, config.qk_rope_head_dim, extras.format.latents, type);
-      layer.index_PDK = ops::empty_index_keys(pages, config.index_head_dim, extras.format.index, type);
+    if (attention == Attention::sparse) {
+      if (config.has_latents())
+        layer.kv_SC = ops::empty_latents(pages, config.kv_lora_rank, config.qk_rope_head_dim, extras.format.latents, type);
+      else layer.kv_SC = at::empty({S, H, 2 * config.v_head_dim}, options);
+      if (!config.tied_index()) layer.index_PDK = ops::empty_index_keys(pages, config.index_head_dim, extras.format.index, type);
     } else {
       layer.k_SHE = at::empty({S, H, config.qk_nope_head_dim + config.qk_rope_head_dim}, options);
       layer.v_SHV = at::empty({S, H, config.v_head_dim}, options);
@@ -60,6 +60,13 @@ Cache::Cache(const ModelConfig& config, Attention attention, at::ScalarType type
   auto& mtp = layers.back();
   for (auto* keys : {&mtp.kv_SC, &mtp.index_PDK, &mtp.k_SHE, &mtp.v_SHV})
     if (keys->defined()) keys->zero_();
+}
+
+at::Tensor Cache::Layer::index_keys(const ModelConfig& config) const {
+  if (!config.tied_index()) return index_PDK;
+  if (config.has_latents()) return kv_SC.view({-1, kPageKeys, 1, kv_SC.size(1)});
+  int64_t E = config.v_head_dim;
+  return kv_SC.view({-1, kPageKeys, kv_SC.size(1), 2 * E}).narrow(3, E, E);
 }
 
 int64_t Cache::bytes() const {

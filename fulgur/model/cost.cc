@@ -70,7 +70,7 @@ TokenCost token_cost(const ModelConfig& c, Form form, int64_t position, double b
   out.weight_bytes = weights * bytes;
   auto stored = stored_bytes(c, form, bytes);
   out.cache_bytes = L * (keys * stored.key + double(position) * stored.index_key);
-  out.cache_bytes_per_token = L * (stored.key + stored.index_key);
+  out.cache_bytes_per_token = L * (stored.key + (c.tied_index() ? 0 : stored.index_key));
   return out;
 }
 

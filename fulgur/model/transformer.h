@@ -47,16 +47,18 @@ struct CacheExtras {
 
 // Keys of earlier tokens, for inference, in pages of 64 tokens; who holds which page is the caller's business.
 //   sparse: latent + rope keys [S, R + P] and indexer keys [pages, Di, 64], or quantised (ops/cached_keys.h).
-//   sparse, grouped-query attention: values and keys [S, G, 2 E], and indexer keys.
+//   sparse, grouped-query attention: values and keys [S, G, 2 E], and indexer keys where they are not these.
 //   dense: expanded keys [S, H, E] and values [S, H, Dv].
 struct Cache {
   Cache(const ModelConfig& config, Attention attention, at::ScalarType type, int64_t pages, CacheExtras extras = {});
 
   struct Layer {
-    at::Tensor kv_SC, index_PDK;  // sparse
+    at::Tensor kv_SC, index_PDK;  // sparse; tied indexers have no keys of their own
     at::Tensor k_SHE, v_SHV;      // dense
     at::Tensor experts_Sk;        // choices, int32: of a mixture's experts,
     at::Tensor selected_SK;       // and of keys (sparse), numbered from the text's first token, -1 padding
+
+    at::Tensor index_keys(const ModelConfig& config) const;  // what an indexer scores (ops/indexer/indexer.h)
   };
   std::vector<Layer> layers;
 

@@ -51,14 +51,23 @@ std::vector<int32_t> sequence(int64_t index, int64_t length) {
   return tokens;
 }
 
+// An indexer on the latents themselves.
+ModelConfig odd_tied_latents() {
+  auto c = odd_config();
+  c.index_keys = "tied", c.index_head_dim = c.tied_key_size();
+  validate(c, "odd");
+  return c;
+}
+
 struct Case {
   Attention attention;
   at::ScalarType type;
-  std::string llama = "";  // its index keys, "none" without an indexer; empty: V3.2
+  std::string model = "";  // of llama its index keys, "none" without an indexer; "latents": odd_tied_latents; empty: V3.2
 };
 
 ModelConfig config_of(const Case& c) {
-  return c.llama.empty() ? odd_config() : c.llama == "none" ? odd_llama() : odd_sparse_llama(c.llama);
+  if (c.model == "latents") return odd_tied_latents();
+  return c.model.empty() ? odd_config() : c.model == "none" ? odd_llama() : odd_sparse_llama(c.model);
 }
 
 class SameBits : public testing::TestWithParam<Case> {
@@ -154,9 +163,11 @@ INSTANTIATE_TEST_SUITE_P(Forms, SameBits,
                                          Case{Attention::dense, at::kFloat, "none"},
                                          Case{Attention::dense, at::kBFloat16, "none"},
                                          Case{Attention::sparse, at::kFloat, "own"}, Case{Attention::sparse, at::kFloat, "tied"},
-                                         Case{Attention::sparse, at::kBFloat16, "tied"}),
+                                         Case{Attention::sparse, at::kBFloat16, "tied"},
+                                         Case{Attention::sparse, at::kFloat, "latents"},
+                                         Case{Attention::sparse, at::kBFloat16, "latents"}),
                          [](const auto& info) {
-                           return (info.param.llama.empty() ? "" : "llama_" + info.param.llama + "_") +
+                           return (info.param.model.empty() ? "" : "with_" + info.param.model + "_") +
                                   std::string(info.param.attention == Attention::sparse ? "sparse" : "dense") +
                                   (info.param.type == at::kFloat ? "_f32" : "_bf16");
                          });
@@ -164,7 +175,7 @@ INSTANTIATE_TEST_SUITE_P(Forms, SameBits,
 // Attention that may keep every key is dense attention, in another order of sums.
 TEST(Forms, SparseWithRoomForAllKeysIsDense) {
   c10::AutoGradMode no_grad(false);
-  for (auto config : {odd_config(), odd_sparse_llama("own"), odd_sparse_llama("tied")}) {
+  for (auto config : {odd_config(), odd_tied_latents(), odd_sparse_llama("own"), odd_sparse_llama("tied")}) {
     config.index_topk = 64;
     Transformer model(config, init_weights(config, 7));
     auto batch = pack_documents(at::tensor(sequence(0, 41), at::kInt), {41});
@@ -177,7 +188,7 @@ TEST(Forms, SparseWithRoomForAllKeysIsDense) {
 // The indexer's loss is its own: nothing else gets a gradient, and all of it does. Over all keys the sparse loss is the dense
 // one.
 TEST(Forms, AnIndexersLossTrainsTheIndexerAlone) {
-  for (auto config : {odd_config(), odd_sparse_llama("own"), odd_sparse_llama("tied")}) {
+  for (auto config : {odd_config(), odd_tied_latents(), odd_sparse_llama("own"), odd_sparse_llama("tied")}) {
     config.index_topk = 64;
     Transformer model(config, init_weights(config, 7));
     for (auto& parameter : parameters(model.weights())) parameter.tensor->requires_grad_(true);
