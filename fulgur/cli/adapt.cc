@@ -96,7 +96,9 @@ class Adaptation {
   const Json& record() const { return record_; }
 
  private:
+  bool done();
   void open();
+  void check_options(const fs::path& path) const;
   void save() { write_file_atomic(work_ / "run.json", record_.dump(2) + "\n"); }
   void pack();
   bool teach();
@@ -136,18 +138,32 @@ void Adaptation::print_plan() const {
                  human_count(double(available_memory())).c_str());
 }
 
+void Adaptation::check_options(const fs::path& path) const {
+  Json then = record_.value("options", Json::object());
+  const Json now = options_json(o_);
+  for (const auto& [key, value] : now.items())
+    FULGUR_CHECK(then.value(key, Json()) == value, "[adapt] ", path.string(), ": ", key, ": expected ",
+                 then.value(key, Json()).dump(), " as this run was begun with, got ", value.dump(),
+                 "\n  hint: the same flags go on; or give another --out");
+}
+
+// Whether the model is there already: a run that was killed when all was done, or the same command once more.
+bool Adaptation::done() {
+  if (!fs::exists(o_.out)) return false;
+  auto path = fs::path(o_.out) / "adapt.json";
+  FULGUR_CHECK(fs::exists(path), "[adapt] ", o_.out,
+               ": expected a folder that is not there yet, or one of this command's, got another");
+  record_ = read_json(path);
+  check_options(path);
+  fs::remove_all(work_);
+  return true;
+}
+
 void Adaptation::open() {
-  FULGUR_CHECK(!fs::exists(o_.out), "[adapt] ", o_.out, ": expected a folder that is not there yet, got one");
   auto path = work_ / "run.json";
   if (fs::exists(path)) {
     record_ = read_json(path);
-    Json then = record_.value("options", Json::object());
-    const Json now = options_json(o_);
-    for (const auto& [key, value] : now.items())
-      FULGUR_CHECK(then.value(key, Json()) == value, "[adapt] ", path.string(), ": ", key, ": expected ",
-                   then.value(key, Json()).dump(), " as this run was begun with, got ", value.dump(),
-                   "\n  hint: the same flags go on; or remove ", work_.string());
-    return;
+    return check_options(path);
   }
   fs::create_directories(work_);
   record_ = {{"options", options_json(o_)}, {"machine", machine_json()}};
@@ -158,7 +174,8 @@ void Adaptation::open() {
 void Adaptation::pack() {
   auto data = work_ / "data";
   if (record_.contains("packed")) return;
-  fs::remove_all(data), fs::create_directories(data);
+  fs::remove_all(data), fs::remove_all(work_ / "kinds");
+  fs::create_directories(data);
   copy_tokenizer(files_, path_, data);
   Json packed = Json::array();
   for (size_t i = 0; i < o_.data.size(); ++i) {
@@ -322,6 +339,8 @@ void Adaptation::package() {
 }
 
 bool Adaptation::run() {
+  bool there = group_.leads() && done();
+  if (group_.from_leader(there ? "there" : "to do") == "there") return true;
   if (group_.leads()) open(), pack();
   group_.barrier();
   if (!teach()) return false;

@@ -70,16 +70,16 @@ class Program : public testing::Test {
     return text;
   }
 
-  // A command (with --resume behind the first time) again and again, each time killed -9 `percent` of `whole` behind its start
+  // A command (with `again` behind the first time) again and again, each time killed -9 `percent` of `whole` behind its start
   // and then later, until it ends by itself. How many kills that took; -1: it never did.
   using Clock = std::chrono::steady_clock;
-  int kills_until_the_end(const std::string& command, Clock::duration whole, int percent) {
+  int kills_until_the_end(const std::string& command, Clock::duration whole, int percent, const std::string& again = "--resume") {
     for (int attempt = 0; attempt < 40; ++attempt) {
       pid_t child = fork();
       if (child == 0) {
         [[maybe_unused]] int moved = chdir(folder.c_str());
         freopen("/dev/null", "w", stderr), freopen("/dev/null", "w", stdout);
-        auto line = cat("exec '" FULGUR_BINARY "' ", command, attempt > 0 ? " --resume" : "");
+        auto line = cat("exec '" FULGUR_BINARY "' ", command, " ", attempt > 0 ? again : "");
         execl("/bin/sh", "sh", "-c", line.c_str(), nullptr);
         _exit(127);
       }
