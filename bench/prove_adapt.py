@@ -32,7 +32,7 @@ def mean_and_half(values):
 
 def said(values, form="{:.4f}"):
     mean, half = mean_and_half(values)
-    return f"{form.format(mean)} +- {form.format(half)}"
+    return f"{form.format(mean)} +- {form.replace('+', '').format(half)}"
 
 
 COMPARE = """
