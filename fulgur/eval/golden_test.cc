@@ -91,10 +91,16 @@ TEST(GoldenBf16, LogitsStayWithinThreePercentOfTheLargest) {
   for (std::string set : {"dsa-small", "dsa-yarn", "dense"}) {
     auto expected = golden_values(set);
     auto got = dump_forward(golden_model(set), golden_tokens(set), {.type = at::kBFloat16, .replay = &expected});
-    // The MTP layer rounds once more on top of the model: .036 at most, on dsa-yarn.
-    for (auto [name, tolerance] : {std::pair("logits", 3e-2), std::pair("mtp.logits", 4e-2)}) {
-      auto e = expected.at(name);
-      EXPECT_LE((got.at(name) - e).abs().max().item<double>(), tolerance * e.abs().max().item<double>()) << set << " " << name;
+    // The MTP layer rounds once more on top of the model. On dsa-yarn its largest error of 130,000 is .037 to .043 by instruction
+    // set; the root of the mean square is .017 by all.
+    struct Bar {
+      const char* name;
+      double largest, rms;
+    };
+    for (auto [name, largest, rms] : {Bar{"logits", 3e-2, 1.4e-2}, Bar{"mtp.logits", 5e-2, 1.9e-2}}) {
+      auto e = expected.at(name), off = got.at(name) - e;
+      EXPECT_LE(off.abs().max().item<double>(), largest * e.abs().max().item<double>()) << set << " " << name;
+      EXPECT_LE(off.norm().item<double>(), rms * e.norm().item<double>()) << set << " " << name;
     }
   }
 }

@@ -168,7 +168,7 @@ TEST_P(AttentionOps, KeysInPagesGiveTheBitsOfKeysInARow) {
   auto side_by_side = [&](const at::Tensor& keys) { return paged(keys).view({7, kPageKeys, -1}).transpose(1, 2).contiguous(); };
   auto visible = at::tensor({0, 128, 0, 1, 128, 300, 128, 320, 256, 319}, at::kInt).view({5, 2});
   for (auto type : {at::kFloat, at::kBFloat16})
-    for (int64_t D : {18, 300}) {
+    for (int64_t D : {18, 64, 300}) {
       auto random = [&](at::IntArrayRef sizes) { return at::randn(sizes).to(type); };
       auto iq = random({5, 3, D}), ik = random({320, D}), iw = at::randn({5, 3}), q = random({5, 4, 20}), kv = random({320, 20});
       EXPECT_TRUE(at::equal(indexer_scores(iq, side_by_side(ik), iw, visible, pages), indexer_scores(iq, ik, iw, visible)));
