@@ -102,7 +102,8 @@ class Adaptation {
   void save() { write_file_atomic(work_ / "run.json", record_.dump(2) + "\n"); }
   void pack();
   bool teach();
-  bool look(IndexerTeacher& teacher, Transformer& model, const std::vector<HeldOut>& some, double kl);
+  void look(IndexerTeacher& teacher, Transformer& model, const std::vector<HeldOut>& some, double kl);
+  bool gaining() const;
   void measure();
   bool train(const std::string& name);
   void measure_trained();
@@ -117,7 +118,7 @@ class Adaptation {
   fs::path path_, work_;
   ModelFiles files_;
   ModelConfig dense_, config_;
-  Json record_;
+  Json record_ = Json::object();  // the leader's
 };
 
 StageConfig Adaptation::stage() const {
@@ -155,6 +156,9 @@ bool Adaptation::done() {
                ": expected a folder that is not there yet, or one of this command's, got another");
   record_ = read_json(path);
   check_options(path);
+  for (int64_t context : o_.contexts)
+    FULGUR_CHECK(record_["kept"].contains(std::to_string(context)), "[adapt] ", path.string(), ": expected documents of ",
+                 context, " tokens, got others\n  hint: give another --out to measure them");
   fs::remove_all(work_);
   return true;
 }
@@ -217,7 +221,7 @@ std::vector<HeldOut> Adaptation::documents(int64_t context, int64_t a_kind) cons
   return out;
 }
 
-bool Adaptation::look(IndexerTeacher& teacher, Transformer& model, const std::vector<HeldOut>& some, double kl) {
+void Adaptation::look(IndexerTeacher& teacher, Transformer& model, const std::vector<HeldOut>& some, double kl) {
   double mass = 0, more = 0, n = double(some.size());
   for (const auto& document : some) {
     auto kept = measure_attention(model, document, config_.index_topk);
@@ -229,10 +233,14 @@ bool Adaptation::look(IndexerTeacher& teacher, Transformer& model, const std::ve
   std::fprintf(stderr, "\n  behind %lld steps: %lld keys of %lld keep %.4f of the attention, perplexity %+.2f %%\n",
                static_cast<long long>(teacher.done()), static_cast<long long>(config_.index_topk),
                static_cast<long long>(o_.teaching.context), mass, more);
-  // Neither has moved since two looks ago.
+}
+
+// Whether attention or perplexity have moved since two looks ago.
+bool Adaptation::gaining() const {
+  auto looks = record_.value("looks", Json::array());
   if (looks.size() < 3) return true;
-  const auto& before = looks[looks.size() - 3];
-  return mass - before["mass"].get<double>() > 5e-4 || before["perplexity"].get<double>() - more > 0.05;
+  auto gained = [&](const char* what) { return looks.back()[what].get<double>() - looks[looks.size() - 3][what].get<double>(); };
+  return gained("mass") > 5e-4 || gained("perplexity") < -0.05;
 }
 
 bool Adaptation::teach() {
@@ -253,7 +261,8 @@ bool Adaptation::teach() {
     auto& looks = record_["looks"];
     while (!looks.empty() && looks.back()["step"].get<int64_t>() > teacher.done()) looks.erase(looks.size() - 1);
   }
-  for (bool going = true; going && teacher.done() < teacher.steps();) {
+  auto going = [&] { return group_.from_leader(gaining() ? "go on" : "enough") == "go on"; };
+  while (teacher.done() < teacher.steps() && going()) {
     double kl = teacher.step(text);
     if (group_.leads()) {
       char detail[32];
@@ -263,7 +272,7 @@ bool Adaptation::teach() {
     bool stop = stop_wanted(g_stop, group_), last = teacher.done() == teacher.steps();
     if (!stop && !last && teacher.done() % o_.look_every != 0) continue;
     if (group_.leads()) {
-      if (!stop) going = look(teacher, model, some, kl);
+      if (!stop) look(teacher, model, some, kl);
       save();
       CheckpointWriter writer(checkpoint_folder(work_, "teach", teacher.done()));
       writer.add("indexers.safetensors", write_safetensors(writer.folder() / "indexers.safetensors", teacher.state()));
@@ -271,7 +280,6 @@ bool Adaptation::teach() {
       prune_checkpoints(work_, "teach", 1, 0);
     }
     if (stop) return false;
-    going = group_.from_leader(going ? "go on" : "enough") == "go on";
   }
   if (group_.leads())
     save_checkpoint(taught(), model, nullptr, work_ / "data/tokenizer.json", {.stage = "teach", .step = teacher.done()});

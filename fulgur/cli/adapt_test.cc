@@ -96,6 +96,7 @@ TEST_F(Adapting, GivesAModelThatRunsWithACardAndEveryFigure) {
   EXPECT_EQ(again.code, 0) << again.out;
   EXPECT_THAT(again.out, HasSubstr("all: 4 documents of 128 tokens"));
   EXPECT_THAT(run(adapt("out", "--seed 3")).out, HasSubstr("seed: expected 1 as this run was begun with, got 3"));
+  EXPECT_THAT(run(adapt("out", "--measure 64")).out, HasSubstr("expected documents of 64 tokens, got others"));
   EXPECT_THAT(run(adapt("model")).out, HasSubstr("expected a folder that is not there yet"));
 }
 
