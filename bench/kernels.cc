@@ -171,7 +171,7 @@ void add_sparse(std::vector<Case>& out, const std::string& suffix, int64_t N, in
                     .lse = lse->data(),
                     .target = target->data(),
                     .H = H,
-                     .C = C,
+                    .C = C,
                     .R = R,
                     .K = K,
                     .scale = .07f,

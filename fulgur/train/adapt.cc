@@ -55,7 +55,7 @@ Transformer with_indexers(Transformer dense, const ModelConfig& config, uint64_t
   for (auto& [name, tensor] : export_weights(config, fresh)) {
     if (name.find(".indexer.") == std::string::npos) continue;
     tensors[name] = tensor;
-    auto is = [&](const char* end) { return config.tied_index() && name.ends_with(end); };
+    auto is = [&, &name = name](const char* end) { return config.tied_index() && name.ends_with(end); };
     if (is("weights_proj.weight")) tensors[name] = at::zeros_like(tensor);
     if (!is("wq_b.weight")) continue;
     auto q = attention_queries(config, tensors, name.substr(0, name.find("indexer.")));

@@ -36,7 +36,8 @@ AdaptationPlan plan_adaptation(const ModelConfig& c, const IndexerTeaching& t, c
       double(t.sequences * t.passes * t.rows) * seen *
       (3 * 2 * double(c.index_n_heads * c.index_head_dim * c.num_hidden_layers) + dense.attention_flops / seen / 2);
   auto stored = stored_bytes(c, Form::sparse, 4);
-  plan.key_bytes = int64_t(stored.key) * c.num_hidden_layers, plan.index_bytes = c.tied_index() ? 0 : int64_t(stored.index_key) * c.num_hidden_layers;
+  plan.key_bytes = int64_t(stored.key) * c.num_hidden_layers,
+  plan.index_bytes = c.tied_index() ? 0 : int64_t(stored.index_key) * c.num_hidden_layers;
   if (!sparse) return plan;
   plan.sparse = plan_step(c, *sparse).peak();
   plan.sparse_flops = double(sparse->tokens) * train_flops(c, TrainForm::sparse, sparse->context);
