@@ -2,6 +2,7 @@
 // what that keeps. OUT.work holds what is on the way: a run that was stopped goes on.
 #include "fulgur/train/adapt.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -88,9 +89,7 @@ class Adaptation {
         path_(find_model(o_.model)),
         work_(o_.out + ".work"),
         files_(path_),
-        dense_(files_.config()) {
-    config_ = adapted(dense_, o_);
-  }
+        config_(adapted(files_.config(), o_)) {}
   void print_plan() const;
   bool run();  // false: stopped
   const Json& record() const { return record_; }
@@ -117,7 +116,7 @@ class Adaptation {
   ProcessGroup& group_;
   fs::path path_, work_;
   ModelFiles files_;
-  ModelConfig dense_, config_;
+  ModelConfig config_;
   Json record_ = Json::object();  // the leader's
 };
 
@@ -125,7 +124,7 @@ StageConfig Adaptation::stage() const {
   StageConfig s;
   s.kind = StageKind::sparse, s.context = o_.teaching.context, s.seed = o_.teaching.seed;
   s.tokens = int64_t(parse_count(o_.sparse_tokens, "--sparse-tokens"));
-  s.micro_tokens = s.context, s.batch_tokens = s.context * group_.size();
+  s.micro_tokens = s.context, s.batch_tokens = s.context * o_.teaching.batch;
   s.lr = o_.sparse_lr, s.indexer_lr = o_.sparse_indexer_lr, s.schedule = "linear", s.warmup_steps = 2;
   s.checkpoint_every = 25, s.keep_last = 1, s.keep_best = 0, s.valid_sequences = 0, s.probe_every = 0;
   return s;
@@ -269,10 +268,10 @@ bool Adaptation::teach() {
       std::snprintf(detail, sizeof detail, "KL %.4f", kl);
       progress->update(teacher.done() * a_step, detail);
     }
-    bool stop = stop_wanted(g_stop, group_), last = teacher.done() == teacher.steps();
-    if (!stop && !last && teacher.done() % o_.look_every != 0) continue;
+    bool stop = stop_wanted(g_stop, group_), due = teacher.done() == teacher.steps() || teacher.done() % o_.look_every == 0;
+    if (!stop && !due) continue;
     if (group_.leads()) {
-      if (!stop) look(teacher, model, some, kl);
+      if (due) look(teacher, model, some, kl);  // at a stop too: what follows depends on it
       save();
       CheckpointWriter writer(checkpoint_folder(work_, "teach", teacher.done()));
       writer.add("indexers.safetensors", write_safetensors(writer.folder() / "indexers.safetensors", teacher.state()));
@@ -364,7 +363,10 @@ bool Adaptation::run() {
 }
 
 void adapt(Options o, Common& common) {
-  if (o.contexts.empty()) o.contexts = {o.teaching.context};
+  // Where the model is trained on, it is held against what its indexers kept at the length it is trained at.
+  bool trains = parse_count(o.sparse_tokens, "--sparse-tokens") > 0;
+  bool own_length = std::find(o.contexts.begin(), o.contexts.end(), o.teaching.context) != o.contexts.end();
+  if (o.contexts.empty() || (trains && !own_length)) o.contexts.push_back(o.teaching.context);
   auto launch = read_launch([](const char* name) -> const char* { return std::getenv(name); });
   if (common.threads == 0 && launch.local_size > 1) set_threads(std::max(1, threads() / launch.local_size));
   ProcessGroup group(launch);

@@ -123,8 +123,8 @@ TEST_F(Adapting, KilledAtAnyTimeItGoesOnToTheSameModelAndFigures) {
 
 TEST_F(Adapting, TwoProcessesMakeTheIndexersOfOne) {
   auto command = [&](const std::string& out, int batch = 2) {
-    return cat("adapt --model model --data some --out ", out, " --context 128 --sequences 6 --rows 32 --documents 1 --batch ",
-               batch);
+    return cat("adapt --model model --data some --out ", out,
+               " --context 128 --sequences 6 --rows 32 --measure 64 --sparse-tokens 512 --documents 1 --batch ", batch);
   };
   ASSERT_EQ(run(command("one")).code, 0);
   auto two = run(ranks(2, command("two")));

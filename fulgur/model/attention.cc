@@ -215,7 +215,7 @@ at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Te
   auto k_rope_NP = ops::rope(kv_parts[1].unsqueeze(1), rotation, 0, ops::Pairing::adjacent).squeeze(1);
   auto* cached = pass.layer_cache(index);
   if (cached) ops::store_latents(cached->kv_SC, batch.slots_N, c_NR, k_rope_NP);
-  auto own_NC = at::cat({c_NR, k_rope_NP}, 1);
+  auto own_NC = cached && !w.indexer->tied ? at::Tensor() : at::cat({c_NR, k_rope_NP}, 1);
   auto kv_SC = cached ? cached->kv_SC : own_NC;
 
   auto indexer = indexer_inputs(*w.indexer, x_ND, latent_NL, pass, own_NC);
