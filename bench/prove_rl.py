@@ -108,24 +108,24 @@ def exact():
 
 
 # What hurts without each stabiliser: rollouts 16 steps old, drawn from 8-bit weights and keys with top-p .8.
-HARD = ["--tasks", "lookup2", "--prompts", 6, "--group", 8, "--steps", 48, "--staleness", 16, "--sampler-weights", "int8", "--sampler-cache",
-        "int8", "--top-p", .8, "--exact", "false", "--lr", 2e-4, "--eval-tasks", 300, "--kl-coefficient", .02, "--off-policy-delta", .05]
-OFF = {"all on": [], "no sequence mask": ["--off-policy-delta", 0], "no KL": ["--kl-coefficient", 1e-9], "KL by k3": ["--kl", "k3"],
-       "routing not kept": ["--keep-routing", "false"], "selection not kept": ["--keep-selection", "false"],
-       "sampling mask not kept": ["--keep-sampling-mask", "false"], "indexer frozen": ["--indexer-kl", 0]}
+HARD = {"tasks": "lookup2", "prompts": 6, "group": 8, "steps": 48, "staleness": 16, "sampler-weights": "int8", "sampler-cache": "int8",
+        "top-p": .8, "exact": "false", "lr": 2e-4, "eval-tasks": 300, "kl-coefficient": .02, "off-policy-delta": .05}
+OFF = {"all on": {}, "no sequence mask": {"off-policy-delta": 0}, "no KL": {"kl-coefficient": 1e-9}, "KL by k3": {"kl": "k3"},
+       "routing not kept": {"keep-routing": "false"}, "selection not kept": {"keep-selection": "false"},
+       "sampling mask not kept": {"keep-sampling-mask": "false"}, "indexer frozen": {"indexer-kl": 0}}
 
 
 def stabilisers():
     sft = max((speedrun() / "checkpoints").glob("sft-*"))
     runs = {}
-    print("        means over the last 16 of 48 steps; KL(old||new) = ratio - 1 + log old/new; pass rates of 300 held-out tasks")
+    print("        means over the last 16 steps that had anything to train on, of 48; KL(old||new) = ratio - 1 + log old/new; pass rates of 300 held-out tasks")
     print("        " + "".join(f"{title:>15}" for title in ("", "pass before", "pass behind", "entropy", "ratio", "KL(old||new)", "masked", "KL(ref)", "experts", "selections",
                                                         "indexer KL")))
     with tempfile.TemporaryDirectory() as folder:
         for name, flags in OFF.items():
             out = pathlib.Path(folder) / name.replace(" ", "-")
-            fulgur("train", "rl", RECIPE, "--init", sft, "--out", out, *HARD, *flags)
-            last, evals = of(out, "rl")[-16:], of(out, "rl-eval")
+            fulgur("train", "rl", RECIPE, "--init", sft, "--out", out, *(x for key, value in (HARD | flags).items() for x in (f"--{key}", value)))
+            last, evals = [line for line in of(out, "rl") if line["trained_groups"] > 0][-16:], of(out, "rl-eval")
             mean = lambda get: sum(get(line) for line in last) / len(last)
             row = {"before": evals[0]["pass"]["lookup2"]["test"]["rate"], "behind": evals[-1]["pass"]["lookup2"]["test"]["rate"],
                    **{key: mean(lambda line: line[key]) for key in ("entropy", "ratio", "log_old_over_new", "masked", "changed_experts", "changed_selections")},
