@@ -55,7 +55,7 @@ TEST_P(CachedKeys, IndexerKeysOfFp8GiveTheBitsOfTheirValues) {
 TEST_P(CachedKeys, IndexerKeysOfInt8AreScoredExactly) {
   at::manual_seed(2);
   Pages at;
-  for (int64_t D : {8, 32, 100, 128})
+  for (auto [J, D] : {std::pair<int64_t, int64_t>{7, 8}, {7, 32}, {7, 100}, {7, 128}, {4, 64}, {16, 128}, {32, 128}})
     for (auto type : {at::kFloat, at::kBFloat16}) {
       auto k = at::randn({Pages::kKeys, D}).to(type);
       auto cache = empty_index_keys(7, D, KeyFormat::int8, type);
@@ -63,12 +63,12 @@ TEST_P(CachedKeys, IndexerKeysOfInt8AreScoredExactly) {
       store_index_keys(cache, at.slots(), k);
       auto [k8, k_scale] = integers(k, 127);
       for (int64_t rows : {1, 5, 20}) {
-        auto q = at::randn({rows, 7, D}).to(type), w = at::randn({rows, 7}), visible = at.visible(rows);
+        auto q = at::randn({rows, J, D}).to(type), w = at::randn({rows, J}), visible = at.visible(rows);
         auto [q8, q_scale] = integers(q, 63);
         auto scores = indexer_scores(q, cache, w, visible, at.pages).narrow(1, 0, Pages::kKeys);
         auto expected = reference::indexer_scores(q8, k8, w * q_scale.squeeze(2), visible) * k_scale.squeeze(1);
         auto seen = expected.isfinite();
-        EXPECT_LT(relative(scores.masked_select(seen), expected.masked_select(seen)), 2e-6) << D;
+        EXPECT_LT(relative(scores.masked_select(seen), expected.masked_select(seen)), 2e-6) << J << " " << D;
         EXPECT_TRUE(at::equal(scores.isfinite(), seen));
         for (int64_t row = 0; row < rows; ++row)
           EXPECT_TRUE(

@@ -2,6 +2,12 @@
 
 #include <atomic>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "fulgur/base/error.h"
 
 namespace fulgur {
@@ -24,7 +30,24 @@ Isa best() {
 
 std::atomic<Isa> g_isa{best()};
 
+// The kernel gives a process room for tiles when it asks.
+bool ask_for_tiles() {
+#if defined(__x86_64__)
+  constexpr int kAskForState = 0x1023, kTileData = 18;
+  unsigned a, b, c, d;
+  bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3;  // tiles, and their integers
+  return amx && syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
+
+bool integer_tiles() {
+  static const bool have = ask_for_tiles();
+  return have;
+}
 
 Isa isa() { return g_isa.load(std::memory_order_relaxed); }
 

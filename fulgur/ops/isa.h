@@ -14,6 +14,9 @@ const char* isa_name(Isa isa);
 // "portable", "avx2", "avx512", "avx512bf16"; throws InputError when unknown or when this CPU lacks it.
 void set_isa(const std::string& name);
 
+// Whether this CPU and its kernel have AMX, whose tiles multiply integers. No result depends on it.
+bool integer_tiles();
+
 }  // namespace fulgur
 
 // Declares `name` once for each instruction set: FULGUR_KERNEL(void, gemm_serial, (const GemmParams&)).

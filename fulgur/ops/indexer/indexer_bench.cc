@@ -2,7 +2,9 @@
 
 #include "fulgur/base/error.h"
 #include "fulgur/ops/bench.h"
+#include "fulgur/ops/cached_keys.h"
 #include "fulgur/ops/indexer/indexer.h"
+#include "fulgur/ops/pages.h"
 
 namespace fulgur::ops {
 namespace {
@@ -36,6 +38,10 @@ RegisterBench official("indexer", [] {
   std::vector<BenchCase> out;
   out.push_back({"indexer_top_k V3.2", "N256 S128K J64 K2048", 2.0 * N * S * J * D, 4.0 * (N * J * D + S * D),
                  [=] { indexer_top_k(q, k, w, visible, K); }, [=] { select_by_rows(part(q), k, part(w), K); }, double(N) / 8});
+  auto cache = empty_index_keys(S / kPageKeys, D, KeyFormat::int8, at::kFloat), pages = at::arange(S / kPageKeys, at::kInt);
+  store_index_keys(cache, at::arange(S, at::kLong), k);
+  out.push_back({"indexer_top_k V3.2", "N256 S128K J64 K2048 int8 cache", 2.0 * N * S * J * D, 4.0 * N * J * D + 132.0 * S,
+                 [=] { indexer_top_k(q, cache, w, visible, K, pages); }, [=] { indexer_top_k(q, k, w, visible, K); }});
   return out;
 });
 

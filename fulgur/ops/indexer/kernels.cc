@@ -158,27 +158,58 @@ void pack_keys(const IndexerParams& p, int64_t group, int64_t key, int64_t count
 
 // Rows [first, last): as they are, widened, or as integers.
 Queries queries_of(const IndexerParams& p, int64_t first, int64_t last) {
-  static thread_local std::vector<float> words, weights;
+  static thread_local std::vector<float> word_room, weights;
   static thread_local std::vector<int32_t> sums;
   int64_t heads = (last - first) * p.J;
   const void* q = element(p.q, p.type, first * p.J * p.D);
   const float* w = p.w + first * p.J;
   if (p.format == KeyFormat::int8) {
-    words.resize(std::max<size_t>(words.size(), heads * p.D / 4));
+    float* words = lines_of(word_room, (heads + kTileRows) * p.D / 4);
     weights.resize(std::max<size_t>(weights.size(), heads));
     sums.resize(std::max<size_t>(sums.size(), heads));
     for (int64_t i = 0; i < heads; ++i) {
       IntegerGroup group;
-      integer_row(element(q, p.type, i * p.D), p.type, p.D, reinterpret_cast<int8_t*>(words.data() + i * p.D / 4), &group);
+      integer_row(element(q, p.type, i * p.D), p.type, p.D, reinterpret_cast<int8_t*>(words + i * p.D / 4), &group);
       weights[i] = group.scale * w[i];
       sums[i] = 128 * (group.sums[0] + group.sums[1] + group.sums[2] + group.sums[3]);
     }
-    return {words.data(), weights.data(), p.D / 4, sums.data()};
+    return {words, weights.data(), p.D / 4, sums.data()};
   }
   if (p.type == Storage::f32) return {static_cast<const float*>(q), w, p.D};
-  words.resize(std::max<size_t>(words.size(), heads * p.D));
-  widen_lines(static_cast<const uint16_t*>(q), p.D, 1, heads, p.D, words.data(), p.D);
-  return {words.data(), w, p.D};
+  word_room.resize(std::max<size_t>(word_room.size(), heads * p.D));
+  widen_lines(static_cast<const uint16_t*>(q), p.D, 1, heads, p.D, word_room.data(), p.D);
+  return {word_room.data(), w, p.D};
+}
+
+// Integers of many rows by a page's keys where they lie, 16 heads by 32 keys at a time.
+void score_page_in_tiles(const IndexerParams& p, const Queries& q, int64_t rows, const uint8_t* page, int64_t count, float* scores,
+                         int64_t stride) {
+  constexpr int64_t kLine = 4 * kPageKeys;
+  const auto* scales = reinterpret_cast<const float*>(page + kPageKeys * p.D);
+  const auto* queries = reinterpret_cast<const int8_t*>(q.words);
+  int64_t steps = p.D / kTileK, run = std::min(p.J, kTileRows);  // heads of one row in a tile
+  for (int64_t i = 0; i < count; i += kGemmCols) {
+    Tiles::load_keys(page + 4 * i, kLine, steps);
+    Vec total[kIndexerRows][2] = {};
+    for (int64_t head = 0; head < rows * p.J;) {
+      alignas(64) int32_t sums[2 * 256];
+      Tiles::dot_keys(queries + head * p.D, p.D, steps, sums);
+      for (const int32_t* line = sums; line < sums + 256 && head < rows * p.J; line += run * kLanes, head += run) {
+        Vec(&of_row)[2] = total[head / p.J];
+        for (int64_t j = 0; j < run; ++j)
+          for (int v = 0; v < 2; ++v) {
+            Vec dots = sums_of_integers(load(reinterpret_cast<const float*>(line + v * 256 + j * kLanes)), q.sums[head + j]);
+            of_row[v] = fma(max(dots, Vec{}), splat(q.weights[head + j]), of_row[v]);
+          }
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r) write_scores(total[r], scales, i, count, scores + r * stride);
+  }
+}
+
+bool tiles_serve(const IndexerParams& p, int64_t rows) {
+  return kHasTiles && integer_tiles() && p.format == KeyFormat::int8 && rows > 1 && p.G == 1 && p.D % kTileK == 0 &&
+         (p.J % kTileRows == 0 || kTileRows % p.J == 0);
 }
 
 // The page behind that of `key`, for one row: its few heads take little longer than the page takes to arrive.
@@ -219,6 +250,12 @@ void score_keys(const IndexerParams& p, const Queries& q, int64_t first, int64_t
   float scales[kIndexerTile + kPageKeys];
   int64_t rows = last - first;
   bool by_page = p.pages && rows == 1, integers = p.format == KeyFormat::int8;
+  if (tiles_serve(p, rows)) {
+    [[maybe_unused]] Tiles registers;
+    return for_pages(p, key, count, [&](const uint8_t* page, int64_t some, int64_t done) {
+      score_page_in_tiles(p, q, rows, page, some, scores + done, stride);
+    });
+  }
   int64_t tile = by_page ? kPageKeys : kIndexerTile;
   for (int64_t at = 0; at < count; at += tile) {
     int64_t keys = std::min(tile, count - at);

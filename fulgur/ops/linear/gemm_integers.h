@@ -1,7 +1,7 @@
 // Products of rows of integers with panels of integers, part of gemm_kernel.h.
 #pragma once
 
-#include "fulgur/ops/linear/gemm_few.h"
+#include "fulgur/ops/linear/integer_tiles.h"
 
 namespace fulgur::FULGUR_ISA {
 
@@ -86,6 +86,8 @@ void multiply_few_integers(const GemmParams& p, int64_t m0, int64_t m1, int64_t 
 template <class Format>
 void multiply_integers(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* c, int64_t c_row) {
   int64_t rows = m1 - m0;
+  if constexpr (kHasTiles)
+    if (rows > kTileRows && integer_tiles()) return multiply_tiled_integers<Format>(p, m0, m1, n0, n1, c, c_row);
   if (rows == 1) multiply_few_integers<1, Format>(p, m0, m1, n0, n1, c, c_row);
   else if (rows == 2) multiply_few_integers<2, Format>(p, m0, m1, n0, n1, c, c_row);
   else if (rows <= 4) multiply_few_integers<4, Format>(p, m0, m1, n0, n1, c, c_row);

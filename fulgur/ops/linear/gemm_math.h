@@ -141,13 +141,26 @@ inline Vec scales_of(const GemmParams& p, int64_t n, int64_t k) {
   return from_bf16(reinterpret_cast<const uint16_t*>(behind_group<Format::kPanels>(p, n, k)) + n % kPanel);
 }
 
-// total + the sums of row m over the format's group of k, scaled.
+// What the integers of row m in the format's group of k are scaled by, and what they add to a sum because B's are offset.
+struct RowScale {
+  float scale;
+  int32_t offset;
+};
 template <class Format>
-inline Vec add_integers(const GemmParams& p, int64_t m, int64_t k, Vec sums, Vec b_scale, Vec total) {
+inline RowScale scale_of_row(const GemmParams& p, int64_t m, int64_t k) {
   const IntegerGroup& row = p.a_groups[m * p.a_groups_row + k / kIntegerGroup];
   int32_t sum = row.sums[k % kIntegerGroup / 32];
   for (int i = 1; i < Format::kGroup / 32; ++i) sum += row.sums[i];
-  return fma(sums_of_integers(sums, Format::kOffset * sum), b_scale * row.scale, total);
+  return {row.scale, Format::kOffset * sum};
+}
+
+// total + a row's sums over a group of k, scaled.
+inline Vec add_integers(Vec sums, RowScale row, Vec b_scale, Vec total) {
+  return fma(sums_of_integers(sums, row.offset), b_scale * row.scale, total);
+}
+template <class Format>
+inline Vec add_integers(const GemmParams& p, int64_t m, int64_t k, Vec sums, Vec b_scale, Vec total) {
+  return add_integers(sums, scale_of_row<Format>(p, m, k), b_scale, total);
 }
 
 // The panel of column n, rows [k0, k0 + K), into lines of words `stride` apart.

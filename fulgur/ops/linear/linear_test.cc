@@ -112,6 +112,21 @@ TEST_P(LinearOnEachIsa, ARowByQuantisedWeightsDoesNotDependOnItsBatch) {
     }
 }
 
+// However wide its vectors, and with tiles or without.
+TEST(Linear, IntegersGiveTheSameBitsOnEveryCpuWithFma) {
+  const char* best = isa_name(isa());
+  if (isa() < Isa::avx512) GTEST_SKIP() << "this CPU has no AVX-512";
+  at::manual_seed(11);
+  for (auto format : {WeightFormat::int8, WeightFormat::int4})
+    for (auto [I, O] : {std::array{608, 272}, {2336, 48}})
+      for (int rows : {1, 17, 33, 100}) {
+        auto x = at::randn({rows, I}), w = ops::pack(at::randn({O, I}), format), y = ops::linear(x, w);
+        set_isa("avx2");
+        EXPECT_TRUE(at::equal(ops::linear(x, w), y)) << int(format) << " " << I << " " << rows;
+        set_isa(best);
+      }
+}
+
 TEST_P(LinearOnEachIsa, Fp8WeightsGiveTheBitsOfTheirValues) {
   at::manual_seed(9);
   auto packed = ops::pack(at::randn({160, 608}), WeightFormat::fp8), held = ops::unpack(packed);
