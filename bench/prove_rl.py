@@ -63,17 +63,24 @@ def learning():
         check(f"{name}: bits per byte of text, before and behind post-training", "within .05", f"{before:.4f}, {behind:.4f}", behind - before < .05)
 
 
-# Weights at the end of a run, which was ended by kill -9 behind so many seconds, again and again, and gone on with.
+# Weights at the end of a run, which was ended by kill -9 so many seconds behind each of these steps, and gone on with.
 def weights_of(out, flags, threads, kills=()):
     command = [str(part) for part in (BUILD / "bin/fulgur", "--threads", threads, "train", "rl", RECIPE, "--out", out, *flags)]
-    for seconds in kills:
+    metrics = out / "metrics.jsonl"
+
+    def came_to(step):  # of whole lines: the last may be in the making
+        done = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+        return any(line["stage"] == "rl" and line["step"] >= step for line in map(json.loads, done))
+
+    for step, seconds in kills:
         process = subprocess.Popen(command + (["--resume"] if out.exists() else []), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(seconds)
-            raise SystemExit(f"exact: expected a run that goes on for {seconds:.1f} s, got one that ended")
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        while not came_to(step):
+            if process.poll() is not None:
+                raise SystemExit(f"exact: expected a run that comes to step {step}, got one that ended")
+            time.sleep(.02)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     fulgur("--threads", threads, "train", "rl", RECIPE, "--out", out, *flags, *(["--resume"] if out.exists() else []))
     newest = max((out / "checkpoints").glob("rl-*"))
     return (newest / "model.safetensors").read_bytes()
@@ -98,8 +105,9 @@ def exact():
                 runs[name] = weights_of(out, small + ["--steps", 50, "--updates", 2, "--checkpoint-every", 5, *flags], threads,
                                         kills if name.startswith("killed") else ())
                 seconds = time.time() - start
-                kills = kills or [choose.uniform(.1, .3) * seconds for _ in range(3)]
-                print(f"        {name}{mode}: {seconds:.0f} s" + (", killed behind " + ", ".join(f"{s:.1f}" for s in kills) if name.startswith("killed") else ""))
+                kills = kills or [(choose.randint(first, first + 10), choose.uniform(0, seconds / 50)) for first in (3, 17, 32)]
+                print(f"        {name}{mode}: {seconds:.0f} s" +
+                      (", killed behind steps " + ", ".join(f"{step} + {s:.2f} s" for step, s in kills) if name.startswith("killed") else ""))
                 shutil.rmtree(out)
             for name in list(runs)[1:]:
                 check(f"exact: weights behind 50 steps{mode}, {name}", "those of two threads", "equal" if runs[name] == runs["two threads"] else "differ",
