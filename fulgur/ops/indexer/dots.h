@@ -83,12 +83,21 @@ struct PageKeys {
   }
 };
 
+// Memory that will be read next: with each word so many bytes further are asked for.
+struct Ahead {
+  const char* at;
+  int64_t step;
+};
+
 // `Heads` heads of one row by kGemmCols keys; their dots never leave the registers. `sums` are those of integers
 // (sums_of_integers).
 template <int Heads, class Math = Singles, class Keys = PackedKeys>
-inline void add_heads(const float* q, int64_t words, Keys keys, const float* w, const int32_t* sums, Vec (&total)[2]) {
+inline void add_heads(const float* q, int64_t words, Keys keys, const float* w, const int32_t* sums, const Ahead& ahead,
+                      Vec (&total)[2]) {
   Vec acc[Heads][2] = {};
-  for (int64_t word = 0; word < words; ++word) {
+  const char* next = ahead.at;
+  for (int64_t word = 0; word < words; ++word, next += ahead.step) {
+    __builtin_prefetch(next, 0, 2);
     Vec k0, k1;
     keys.read(k0, k1);
     keep(k0), keep(k1);

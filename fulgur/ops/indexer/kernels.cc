@@ -6,15 +6,6 @@
 namespace fulgur::FULGUR_ISA {
 namespace {
 
-// Memory that will be read next, asked for in even parts while there is work to do.
-struct Ahead {
-  const char *at = nullptr, *end = nullptr;
-  int64_t step = 0;
-  void fetch() {
-    for (const char* stop = at + step < end ? at + step : end; at < stop; at += 64) __builtin_prefetch(at, 0, 2);
-  }
-};
-
 // Query rows as the products read them: words, the heads' weights with what scales the words, and of integers the heads' sums.
 struct Queries {
   const float *words, *weights;
@@ -37,20 +28,22 @@ void write_scores(Vec (&total)[2], const float* scales, int64_t i, int64_t count
 // the i-th on are.
 template <class Math, class KeysAt>
 void score_row(const IndexerParams& p, const float* q, int64_t words, const float* w, const int32_t* sums, const KeysAt& keys_at,
-               const float* scales, int64_t count, float* scores, Ahead ahead) {
+               const float* scales, int64_t count, float* scores, Ahead& ahead) {
   for (int64_t i = 0; i < count; i += kGemmCols) {
     Vec total[2] = {};
     using Keys = decltype(keys_at(i, 0));
     for (int64_t g = 0, j = 0; g < p.G; ++g) {
       auto keys = keys_at(i, g);
       int64_t end = (g + 1) * p.J / p.G;
-      for (; j + kGemmRows <= end; j += kGemmRows) {
-        ahead.fetch();
-        add_heads<kGemmRows, Math>(q + j * words, words, keys, w + j, sums + j, total);
-      }
-      for (; j + 4 <= end; j += 4) add_heads<4, Math>(q + j * words, words, keys, w + j, sums + j, total);
-      for (; j + 2 <= end; j += 2) add_heads<2, Math>(q + j * words, words, keys, w + j, sums + j, total);
-      for (; j < end; ++j) add_heads<1, Math>(q + j * words, words, keys, w + j, sums + j, total);
+      auto add = [&]<int Heads>(std::integral_constant<int, Heads>) {
+        add_heads<Heads, Math>(q + j * words, words, keys, w + j, sums + j, ahead, total);
+        ahead.at += words * ahead.step, j += Heads;
+      };
+      while (j + kGemmRows <= end && end - j != 2 * kHalfRows) add(std::integral_constant<int, kGemmRows>());
+      while (j + kHalfRows <= end) add(std::integral_constant<int, kHalfRows>());
+      while (j + 4 <= end) add(std::integral_constant<int, 4>());
+      while (j + 2 <= end) add(std::integral_constant<int, 2>());
+      while (j < end) add(std::integral_constant<int, 1>());
     }
     Keys::in_order(total);
     write_scores(total, scales, i, count, scores);
@@ -182,8 +175,8 @@ Queries queries_of(const IndexerParams& p, int64_t first, int64_t last) {
 }
 
 // Integers of many rows by a page's keys where they lie, 16 heads by 32 keys at a time.
-void score_page_in_tiles(const IndexerParams& p, const Queries& q, int64_t rows, const uint8_t* page, int64_t count, float* scores,
-                         int64_t stride) {
+void score_page_in_tiles(const IndexerParams& p, const Queries& q, int64_t rows, const uint8_t* page, int64_t count,
+                         float* scores, int64_t stride) {
   constexpr int64_t kLine = 4 * kPageKeys;
   const auto* scales = reinterpret_cast<const float*>(page + kPageKeys * p.D);
   const auto* queries = reinterpret_cast<const int8_t*>(q.words);
@@ -212,12 +205,12 @@ bool tiles_serve(const IndexerParams& p, int64_t rows) {
          (p.J % kTileRows == 0 || kTileRows % p.J == 0);
 }
 
-// The page behind that of `key`, for one row: its few heads take little longer than the page takes to arrive.
-Ahead next_page(const IndexerParams& p, int64_t key, int64_t last) {
-  int64_t next = (key / kPageKeys + 1) * kPageKeys, calls = kPageKeys / kGemmCols * std::max<int64_t>(1, p.J / kGemmRows);
-  if (next >= last || p.key_row > 0) return {};
-  const char* at = reinterpret_cast<const char*>(p.page(next));
-  return {at, at + p.page_bytes(), (p.page_bytes() / calls + 63) / 64 * 64};
+// The page behind that of `key`: a few rows' few heads take little longer than it takes to arrive. Else memory that is here.
+Ahead next_page(const IndexerParams& p, const Queries& q, int64_t rows, int64_t key, int64_t last) {
+  int64_t next = (key / kPageKeys + 1) * kPageKeys;
+  if (!p.pages || next >= last || p.key_row > 0) return {reinterpret_cast<const char*>(q.words), 0};
+  int64_t calls = rows * kPageKeys / kGemmCols * p.G * ((p.J / p.G + kGemmRows - 1) / kGemmRows);
+  return {reinterpret_cast<const char*>(p.page(next)), (p.page_bytes() + calls * q.head - 1) / (calls * q.head)};
 }
 
 // Heads longer than one FMA chain of a product: the dots are stored.
@@ -249,22 +242,23 @@ void score_keys(const IndexerParams& p, const Queries& q, int64_t first, int64_t
   packed.resize(std::max<size_t>(packed.size(), p.G * panels));
   float scales[kIndexerTile + kPageKeys];
   int64_t rows = last - first;
-  bool by_page = p.pages && rows == 1, integers = p.format == KeyFormat::int8;
+  bool integers = p.format == KeyFormat::int8;
   if (tiles_serve(p, rows)) {
     [[maybe_unused]] Tiles registers;
     return for_pages(p, key, count, [&](const uint8_t* page, int64_t some, int64_t done) {
       score_page_in_tiles(p, q, rows, page, some, scores + done, stride);
     });
   }
-  int64_t tile = by_page ? kPageKeys : kIndexerTile;
+  int64_t tile = p.pages ? kPageKeys : kIndexerTile;
   for (int64_t at = 0; at < count; at += tile) {
     int64_t keys = std::min(tile, count - at);
     if (p.D > kGemmK) {
       score_long_heads(p, first, last, key + at, keys, scores + at, stride);
       continue;
     }
-    Ahead ahead = by_page ? next_page(p, key + at, key + count) : Ahead{};
-    if (by_page && p.key_row == 0 && p.format == KeyFormat::plain && p.type == Storage::bf16) {  // read where they lie
+    Ahead ahead = next_page(p, q, rows, key + at, key + count);
+    if (p.pages && rows == 1 && p.key_row == 0 && p.format == KeyFormat::plain &&
+        p.type == Storage::bf16) {  // read where they lie
       const auto* page = reinterpret_cast<const uint16_t*>(p.page(key + at));
       score_row<Singles>(
           p, q.words, q.head, q.weights, nullptr, [&](int64_t i, int64_t g) { return PageKeys{page + g * p.D * kPageKeys + i}; },
@@ -275,11 +269,15 @@ void score_keys(const IndexerParams& p, const Queries& q, int64_t first, int64_t
     auto in_panels = [&](int64_t i, int64_t g) { return PackedKeys{packed.data() + g * panels + i * q.head}; };
     int64_t done = integers ? score_few_heads<IntQuads>(p, q, rows, in_panels, scales, keys, scores + at, stride)
                             : score_few_heads<Singles>(p, q, rows, in_panels, nullptr, keys, scores + at, stride);
-    for (int64_t r = done; r < rows; ++r) {
-      float* to = scores + r * stride + at;
-      const float* w = q.weights + r * p.J;
-      if (integers) score_row<IntQuads>(p, q.row(p, r), q.head, w, q.sums + r * p.J, in_panels, scales, keys, to, ahead);
-      else score_row<Singles>(p, q.row(p, r), q.head, w, nullptr, in_panels, nullptr, keys, to, ahead);
+    for (int64_t i = 0; i < keys && done < rows; i += kGemmCols) {  // a panel stays in the first-level cache, queries come and go
+      auto panel = [&](int64_t, int64_t g) { return in_panels(i, g); };
+      int64_t some = std::min<int64_t>(kGemmCols, keys - i);
+      for (int64_t r = done; r < rows; ++r) {
+        float* to = scores + r * stride + at + i;
+        const float* w = q.weights + r * p.J;
+        if (integers) score_row<IntQuads>(p, q.row(p, r), q.head, w, q.sums + r * p.J, panel, scales + i, some, to, ahead);
+        else score_row<Singles>(p, q.row(p, r), q.head, w, nullptr, panel, nullptr, some, to, ahead);
+      }
     }
   }
 }

@@ -55,50 +55,32 @@ void gathered_dots(const T* rows, int64_t row_stride, int64_t M, const T* keys, 
   }
 }
 
-// The number at `at`, or that behind it, in every lane.
-inline Vec spread(const float* at, bool next) { return splat(at[next]); }
-inline Vec spread(const uint16_t* at, bool next) {
-  float two;
-  std::memcpy(&two, at, sizeof two);
-  auto both = reinterpret_cast<VecUint>(splat(two));
-  return reinterpret_cast<Vec>(next ? both & 0xffff0000u : both << 16);
-}
+constexpr int64_t kWideKey = kGemmK + kLanes;  // from one to the next of the keys a panel of rows is multiplied by
 
-// to[key][row] = `length` numbers of Keys keys by the rows of a panel [length][kGemmCols]; those of `next` are asked for.
+// to[key][row] (+)= `length` numbers from k0 on of Keys keys by the rows of a panel [length][kGemmCols]; those of `next`, which
+// will be read then, are asked for.
 template <int Keys, int Vecs, class T>
-inline void dot_spread(const T* const (&at)[Keys], const T* const (&next)[Keys], const float* panel, int64_t length, float* to,
-                       bool add) {
+inline void dot_spread(const float* keys, const T* const (&next)[Keys], int64_t k0, const float* panel, int64_t length,
+                       float* to) {
   Vec acc[Keys][Vecs];
 #pragma GCC unroll 48
   for (int i = 0; i < Keys * Vecs; ++i) acc[i / Vecs][i % Vecs] = Vec{};
-  int64_t k = 0;
-  for (; k + 2 <= length; k += 2) {
+  for (int64_t k = 0; k < length; ++k, ++keys, panel += kGemmCols) {
     if (k * sizeof(T) % 64 == 0)
 #pragma GCC unroll 24
-      for (int i = 0; i < Keys; ++i) __builtin_prefetch(next[i] + k);
-    int64_t place = k;
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half, panel += kGemmCols) {
-      Vec row[2] = {load(panel), load(panel + (Vecs - 1) * kLanes)};
-      keep(row[0]), keep(row[1]);
+      for (int i = 0; i < Keys; ++i) __builtin_prefetch(next[i] + k0 + k, 0, 2);
+    Vec row0 = load(panel), row1 = Vecs > 1 ? load(panel + kLanes) : row0;
 #pragma GCC unroll 24
-      for (int i = 0; i < Keys; ++i) {
-        Vec value = spread(at[i] + place, half == 1);
-#pragma GCC unroll 2
-        for (int v = 0; v < Vecs; ++v) acc[i][v] = fma(value, row[v], acc[i][v]);
-      }
-      follows(place, acc[Keys - 1][Vecs - 1]);  // else both halves of all keys are held, in more registers than there are
+    for (int i = 0; i < Keys; ++i) {
+      Vec value = splat(keys[i * kWideKey]);
+      acc[i][0] = fma(value, row0, acc[i][0]);
+      if constexpr (Vecs > 1) acc[i][1] = fma(value, row1, acc[i][1]);
     }
   }
-  if (k < length)
-    for (int i = 0; i < Keys * Vecs; ++i) {
-      Vec& sum = acc[i / Vecs][i % Vecs];
-      sum = fma(splat(widen(at[i / Vecs][k], false)), load(panel + i % Vecs * kLanes), sum);
-    }
 #pragma GCC unroll 48
   for (int i = 0; i < Keys * Vecs; ++i) {
     float* place = to + i / Vecs * kGemmCols + i % Vecs * kLanes;
-    store(place, add ? load(place) + acc[i / Vecs][i % Vecs] : acc[i / Vecs][i % Vecs]);
+    store(place, k0 > 0 ? load(place) + acc[i / Vecs][i % Vecs] : acc[i / Vecs][i % Vecs]);
   }
 }
 
@@ -106,26 +88,28 @@ inline void dot_spread(const T* const (&at)[Keys], const T* const (&next)[Keys],
 template <int Vecs, class T>
 void spread_dots(const T* rows, int64_t row_stride, int64_t M, const T* keys, int64_t key_stride, const int32_t* key,
                  int64_t count, int64_t length, float* out, int64_t out_stride) {
-  constexpr int kKeys = kGemmRows * 2 / Vecs - 1;  // a register more than a product needs
-  static thread_local std::vector<float> panel, dots;
-  panel.resize(std::max<size_t>(panel.size(), kGemmK * kGemmCols));
+  constexpr int kKeys = kGemmRows;
+  static thread_local std::vector<float> panels, wide, dots;
+  panels.resize(std::max<size_t>(panels.size(), length * kGemmCols));
+  wide.resize(std::max<size_t>(wide.size(), kKeys * kWideKey));
   dots.resize(std::max<size_t>(dots.size(), (count + kKeys + kLanes) * kGemmCols));
-  auto find = [&](int64_t first, int64_t k0, const T*(&at)[kKeys]) {
-    for (int i = 0; i < kKeys; ++i) at[i] = keys + key[std::min(first + i, count - 1)] * key_stride + k0;
+  auto find = [&](int64_t first, const T*(&at)[kKeys]) {
+    for (int i = 0; i < kKeys; ++i) at[i] = keys + key[std::min(first + i, count - 1)] * key_stride;
   };
   for (int64_t m = 0; m < M; m += Vecs * kLanes) {
-    for (int64_t k0 = 0; k0 < length; k0 += kGemmK) {
-      int64_t K = std::min<int64_t>(kGemmK, length - k0);
-      GemmParams turned{};
-      turned.b = rows + m * row_stride, turned.b_row = 1, turned.b_col = row_stride;
-      turned.b_type = std::is_same_v<T, float> ? Storage::f32 : Storage::bf16;
-      pack_b<Singles>(turned, k0, K, 0, std::min<int64_t>(M - m, Vecs * kLanes), panel.data());
-      const T *at[kKeys], *next[kKeys];
-      find(0, k0, next);
-      for (int64_t i = 0; i < count; i += kKeys) {
-        std::copy_n(next, kKeys, at);
-        find(i + kKeys, k0, next);
-        dot_spread<kKeys, Vecs>(at, next, panel.data(), K, dots.data() + i * kGemmCols, k0 > 0);
+    GemmParams turned{};
+    turned.b = rows + m * row_stride, turned.b_row = 1, turned.b_col = row_stride;
+    turned.b_type = std::is_same_v<T, float> ? Storage::f32 : Storage::bf16;
+    pack_b<Singles>(turned, 0, length, 0, std::min<int64_t>(M - m, Vecs * kLanes), panels.data());
+    const T *at[kKeys], *next[kKeys];
+    find(0, next);
+    for (int64_t i = 0; i < count; i += kKeys) {
+      std::copy_n(next, kKeys, at);
+      find(i + kKeys, next);
+      for (int64_t k0 = 0; k0 < length; k0 += kGemmK) {
+        int64_t K = std::min<int64_t>(kGemmK, length - k0);
+        for (int j = 0; j < kKeys; ++j) widen_lines(at[j] + k0, 0, 1, 1, K, wide.data() + j * kWideKey, 0);
+        dot_spread<kKeys, Vecs>(wide.data(), next, k0, panels.data() + k0 * kGemmCols, K, dots.data() + i * kGemmCols);
       }
     }
     for (int64_t i = 0; i < count; i += kLanes)

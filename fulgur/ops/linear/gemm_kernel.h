@@ -6,6 +6,8 @@
 
 namespace fulgur::FULGUR_ISA {
 
+constexpr int64_t whole(int64_t panel, int64_t rows) { return (rows + panel - 1) / panel * panel; }
+
 template <class Math>
 void multiply(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* c, int64_t c_row) {
   int64_t rows = m1 - m0;
@@ -17,6 +19,8 @@ void multiply(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, int64_t n
     else multiply_few<16, Math>(p, m0, m1, n0, n1, c, c_row);
   } else if (rows == 1) multiply_panels<1, Math>(p, m0, m1, n0, n1, c, c_row);
   else if (rows <= 4) multiply_panels<4, Math>(p, m0, m1, n0, n1, c, c_row);
+  else if (10 * whole(kHalfRows, rows) < 9 * whole(kGemmRows, rows))
+    multiply_panels<kHalfRows, Math>(p, m0, m1, n0, n1, c, c_row);
   else multiply_panels<kGemmRows, Math>(p, m0, m1, n0, n1, c, c_row);
 }
 

@@ -12,10 +12,13 @@ namespace fulgur::FULGUR_ISA {
 constexpr int kGemmK = 256;  // length of one FMA chain
 #if defined(__AVX512F__)
 constexpr int kGemmRows = 12;  // 24 of 32 registers hold C
+constexpr int kHalfRows = 8;   // where panels of 12 would be a tenth emptier
 #elif defined(__AVX2__)
 constexpr int kGemmRows = 6;  // 12 of 16
+constexpr int kHalfRows = 6;
 #else
 constexpr int kGemmRows = 2;  // 8 of 16, four a row
+constexpr int kHalfRows = 2;
 #endif
 constexpr int kGemmCols = 2 * kLanes;  // two vectors of C for each row
 
@@ -46,14 +49,19 @@ struct Panel {
     at += kGemmCols;
   }
 };
-// or in its own rows, which may be gathered.
+// or in its own rows, which may be gathered: those are asked for a while before.
 template <class T>
 struct OwnRows {
+  static constexpr int64_t kAhead = 32;
   const T* at;
   const int32_t* rows;
-  int64_t stride;
+  int64_t stride, last;
   void read(int64_t k, Vec& b0, Vec& b1) const {
     const T* row = at + (rows ? rows[k] : k) * stride;
+    if (rows) {
+      const T* next = at + rows[std::min(k + kAhead, last)] * stride;
+      __builtin_prefetch(next), __builtin_prefetch(next + kGemmCols - 1);
+    }
     b0 = load_as_f32(row, false), b1 = load_as_f32(row + kLanes, false);
   }
 };
@@ -339,15 +347,16 @@ const float* words_at(const GemmParams& p, int64_t m, int64_t k) {
   return static_cast<const float*>(p.a) + (m * p.a_row + k) / Math::kPerWord;
 }
 
-// One panel of rows uses what it packs of B once: it reads rows of B where they lie instead.
+// One or two panels of rows use what they pack of B too seldom: they read rows of B where they lie instead.
 template <int Rows, class Math>
 bool rows_of_b_serve(const GemmParams& p, int64_t rows) {
-  return Math::kPerWord == 1 && rows <= Rows && p.b_col == 1 && !p.b_columns && p.b_panels == Panels::none && !p.round_b_to_bf16;
+  return Math::kPerWord == 1 && rows <= 2 * Rows && p.b_col == 1 && !p.b_columns && p.b_panels == Panels::none &&
+         !p.round_b_to_bf16;
 }
 template <class T>
 OwnRows<T> own_rows(const GemmParams& p, int64_t k, int64_t n) {
   const T* at = static_cast<const T*>(p.b) + n;
-  return p.b_rows ? OwnRows<T>{at, p.b_rows + k, p.b_row} : OwnRows<T>{at + k * p.b_row, nullptr, p.b_row};
+  return p.b_rows ? OwnRows<T>{at, p.b_rows + k, p.b_row, p.K - 1 - k} : OwnRows<T>{at + k * p.b_row, nullptr, p.b_row, 0};
 }
 
 // Rows of A are read in place when they are words, contiguous in k, and short enough that a panel's rows do not fall into the
@@ -364,24 +373,27 @@ void multiply_panels(const GemmParams& p, int64_t m0, int64_t m1, int64_t n0, in
     int64_t K = std::min<int64_t>(kGemmK, p.K - k0), words = words_of<Math>(K);
     bool add = k0 > 0 || p.accumulate;
     RowsOfA copied = copy_a<Rows, Math>(p, m0 + in_place, rows, room, k0, K, a_copy);
-    for (int64_t j = 0; j < own; ++j) {
-      RowsOfA a = in_place > 0 ? RowsOfA{words_at<Math>(p, m0, k0), p.a_row / Math::kPerWord, 1, 0} : copied;
-      float* to = c + j * kGemmCols;
-      if (p.b_type == Storage::f32)
-        micro_kernel<Rows, Math>(a, own_rows<float>(p, k0, n0 + j * kGemmCols), K, to, c_row, int(m1 - m0), kGemmCols, add);
-      else micro_kernel<Rows, Math>(a, own_rows<uint16_t>(p, k0, n0 + j * kGemmCols), K, to, c_row, int(m1 - m0), kGemmCols, add);
-    }
+    auto panel_of_a = [&](int64_t m) {
+      if (m < in_place) return RowsOfA{words_at<Math>(p, m0 + m, k0), p.a_row / Math::kPerWord, 1, 0};
+      return RowsOfA{copied.at + (m - in_place) / Rows * copied.panel, copied.row, copied.column, 0};
+    };
+    for (int64_t j = 0; j < own; ++j)
+      for (int64_t m = 0; m < m1 - m0; m += Rows) {
+        float* to = c + m * c_row + j * kGemmCols;
+        int some = int(std::min<int64_t>(Rows, m1 - m0 - m));
+        int64_t n = n0 + j * kGemmCols;
+        if (p.b_type == Storage::f32)
+          micro_kernel<Rows, Math>(panel_of_a(m), own_rows<float>(p, k0, n), K, to, c_row, some, kGemmCols, add);
+        else micro_kernel<Rows, Math>(panel_of_a(m), own_rows<uint16_t>(p, k0, n), K, to, c_row, some, kGemmCols, add);
+      }
     pack_b<Math>(p, k0, K, n0 + own * kGemmCols, n1, b_pack.data());
     for (int64_t j = own; j < b_panels; ++j) {
       Panel b{b_pack.data() + (j - own) * kGemmCols * words};
       float* to = c + j * kGemmCols;
       int cols = int(std::min<int64_t>(kGemmCols, n1 - n0 - j * kGemmCols));
-      for (int64_t m = 0; m < in_place; m += Rows)
-        micro_kernel<Rows, Math>({words_at<Math>(p, m0 + m, k0), p.a_row / Math::kPerWord, 1, 0}, b, words, to + m * c_row, c_row,
-                                 Rows, cols, add);
-      for (int64_t m = 0; m < rows; m += Rows)
-        micro_kernel<Rows, Math>({copied.at + m / Rows * copied.panel, copied.row, copied.column, 0}, b, words,
-                                 to + (in_place + m) * c_row, c_row, int(std::min<int64_t>(Rows, rows - m)), cols, add);
+      for (int64_t m = 0; m < m1 - m0; m += Rows)
+        micro_kernel<Rows, Math>(panel_of_a(m), b, words, to + m * c_row, c_row, int(std::min<int64_t>(Rows, m1 - m0 - m)), cols,
+                                 add);
     }
   }
 }

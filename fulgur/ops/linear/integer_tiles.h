@@ -1,5 +1,5 @@
-// Products of integers in the tiles of AMX, eight times VNNI's rate: 16 rows by 64 k of A, 64 k by 16 columns of B, sums of int32.
-// Sums are exact, so the bits are those of any other way. Part of gemm_kernel.h.
+// Products of integers in the tiles of AMX, eight times VNNI's rate: 16 rows by 64 k of A, 64 k by 16 columns of B, sums of
+// int32. Sums are exact, so the bits are those of any other way. Part of gemm_kernel.h.
 #pragma once
 
 #include "fulgur/ops/linear/gemm_few.h"
@@ -37,8 +37,8 @@ class Tiles {
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
 
-  // 32 keys of 64 or 128 numbers, four of each in a line of `row` bytes, and [2][16 queries][16 keys] their sums with queries that
-  // lie `row` bytes apart: keys stay in the registers from strip to strip.
+  // 32 keys of 64 or 128 numbers, four of each in a line of `row` bytes, and [2][16 queries][16 keys] their sums with queries
+  // that lie `row` bytes apart: keys stay in the registers from strip to strip.
   static void load_keys(const uint8_t* keys, int64_t row, int64_t steps) {
     asm volatile("" ::: "memory");
     _tile_loadd(4, keys, row);
@@ -62,8 +62,8 @@ class Tiles {
     _tile_stored(1, sums + 256, 64);
   }
 
-  // sums[i][j][16][16] = rows of strip i (of `strips`, 1 or 2) by columns of panel j, over `steps` of 64 k. A strip's tiles follow
-  // each other, as do a panel's; the second strip and panel lie a_strip and b_panel bytes further.
+  // sums[i][j][16][16] = rows of strip i (of `strips`, 1 or 2) by columns of panel j, over `steps` of 64 k. A strip's tiles
+  // follow each other, as do a panel's; the second strip and panel lie a_strip and b_panel bytes further.
   static void multiply(const int8_t* a, int64_t a_strip, const uint8_t* b, int64_t b_panel, int64_t steps, int strips,
                        int32_t* sums) {
     asm volatile("" ::: "memory");  // the compiler does not see that tiles read memory
@@ -154,7 +154,8 @@ struct alignas(64) TiledSums {
 };
 
 template <class Format>
-void add_tiles(const TiledRows& a, int64_t first, int strips, const uint8_t* b, const float* units, int64_t groups, TiledSums& to) {
+void add_tiles(const TiledRows& a, int64_t first, int strips, const uint8_t* b, const float* units, int64_t groups,
+               TiledSums& to) {
   constexpr int64_t kGroupBytes = steps_of<Format>() * kTileBytes;
   for (int64_t g = 0; g < groups; ++g) {
     Tiles::multiply(a.tiles + (first * groups + g) * kGroupBytes, groups * kGroupBytes, b + g * kGroupBytes, groups * kGroupBytes,
