@@ -239,7 +239,7 @@ def skills():
     base = max((speedrun() / "checkpoints").glob("sparse-*"))
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        for task, tokens, hasty, steps, bar in (("calculator", "1.2M", .5, 40, .95), ("reverse:2", "600k", 0, 40, .8), ("arithmetic", "1.2M", 0, 40, .8)):
+        for task, tokens, hasty, steps, bar in (("calculator", "2.4M", .2, 20, .95), ("reverse:2", "600k", 0, 20, .8), ("arithmetic", "3.6M", 0, 20, .8)):
             recipe, out, name = folder / "skills.toml", folder / task.replace(":", "-"), task.split(":")[0]
             recipe.write_text(SKILLS % tokens)
             demos = folder / "demos.jsonl"
