@@ -198,6 +198,21 @@ std::pair<at::Tensor, at::Tensor> by_head(const ModelConfig& config, const Atten
 
 }  // namespace
 
+// Attention to the keys the indexer chooses, its own kept for later rows, and its KL: q over [values | rest] of each key, H x
+// values.
+at::Tensor Transformer::attend_chosen(const AttentionWeights& w, const IndexerInputs& indexer, const at::Tensor& q_NHC,
+                                      const at::Tensor& kv_SC, int64_t values, int64_t index, Pass& pass) const {
+  const auto& batch = pass.batch;
+  auto* cached = pass.layer_cache(index);
+  if (cached && !w.indexer->tied) ops::store_index_keys(cached->index_PDK, batch.slots_N, indexer.k_ND);
+  auto index_SD = cached ? cached->index_keys(config_) : indexer.k_ND;
+  auto selected_NK = select_keys(indexer, index_SD, index, pass);
+  auto [out_NHV, lse_NH, target_NK] = ops::sparse_mla(q_NHC, kv_SC, selected_NK, values, softmax_scale_, batch.pages_P);
+  if (pass.losses && pass.options.indexer_kl)
+    pass.losses->back().kl_N = ops::indexer_kl_sparse(indexer.q_NJD, index_SD, indexer.w_NJ, selected_NK, target_NK);
+  return out_NHV;
+}
+
 // Absorbed (MQA) form over the selected keys: q = [UK^T q_nope | q_rope], keys [c | k_rope], values c.   Spec B.
 at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Tensor& x_ND, const at::Tensor& latent_NL,
                                          int64_t index, Pass& pass) const {
@@ -219,12 +234,7 @@ at::Tensor Transformer::sparse_attention(const AttentionWeights& w, const at::Te
   auto kv_SC = cached ? cached->kv_SC : own_NC;
 
   auto indexer = indexer_inputs(*w.indexer, x_ND, latent_NL, pass, own_NC);
-  if (cached && !w.indexer->tied) ops::store_index_keys(cached->index_PDK, batch.slots_N, indexer.k_ND);
-  auto index_SD = cached ? cached->index_keys(config_) : indexer.k_ND;
-  auto selected_NK = select_keys(indexer, index_SD, index, pass);
-  auto [out_NHR, lse_NH, target_NK] = ops::sparse_mla(q_NHC, kv_SC, selected_NK, R, softmax_scale_, batch.pages_P);
-  if (losses && options.indexer_kl)
-    losses->back().kl_N = ops::indexer_kl_sparse(indexer.q_NJD, index_SD, indexer.w_NJ, selected_NK, target_NK);
+  auto out_NHR = attend_chosen(w, indexer, q_NHC, kv_SC, R, index, pass);
   return ops::linear(ops::head_linear(out_NHR, v_up).flatten(1), w.o_proj);
 }
 
@@ -268,13 +278,7 @@ at::Tensor Transformer::grouped_attention(const AttentionWeights& w, const at::T
   if (options.attention == Attention::sparse) {
     auto kv_SGC = with_cached(cached ? &cached->kv_SC : nullptr, batch, at::cat({v_NGE, k_NGE}, 2));
     auto indexer = indexer_inputs(*w.indexer, x_ND, x_ND, pass, k_NGE);
-    if (cached && !w.indexer->tied) ops::store_index_keys(cached->index_PDK, batch.slots_N, indexer.k_ND);
-    auto index_SD = cached ? cached->index_keys(config_) : indexer.k_ND;
-    auto selected_NK = select_keys(indexer, index_SD, index, pass);
-    auto [out_NHE, lse_NH, target_NK] = ops::sparse_mla(q_NHE, kv_SGC, selected_NK, E, softmax_scale_, batch.pages_P);
-    if (losses && options.indexer_kl)
-      losses->back().kl_N = ops::indexer_kl_sparse(indexer.q_NJD, index_SD, indexer.w_NJ, selected_NK, target_NK);
-    return ops::linear(out_NHE.flatten(1), w.o_proj);
+    return ops::linear(attend_chosen(w, indexer, q_NHE, kv_SGC, E, index, pass).flatten(1), w.o_proj);
   }
   auto k_SGE = with_cached(cached ? &cached->k_SHE : nullptr, batch, k_NGE);
   auto v_SGE = with_cached(cached ? &cached->v_SHV : nullptr, batch, v_NGE);

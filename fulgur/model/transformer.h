@@ -167,6 +167,8 @@ class Transformer {
                                const at::Tensor& tied_ND = {}) const;
   IndexerInputs indexer_beside(int64_t layer, const DenseAttention& seen, const Batch& batch, const at::Tensor& rows) const;
   at::Tensor select_keys(const IndexerInputs& indexer, const at::Tensor& index_SD, int64_t index, Pass& pass) const;
+  at::Tensor attend_chosen(const AttentionWeights& w, const IndexerInputs& indexer, const at::Tensor& q_NHC,
+                           const at::Tensor& kv_SC, int64_t values, int64_t index, Pass& pass) const;
   static bool wants_comparison(const AttentionWeights& w, const Pass& pass);
   void compare_to_dense(const IndexerInputs& indexer, const at::Tensor& q_NHE, const at::Tensor& k_SHE, const at::Tensor& lse_NH,
                         Pass& pass) const;
