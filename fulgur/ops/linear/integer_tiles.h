@@ -37,8 +37,7 @@ class Tiles {
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
 
-  // 32 keys of 64 or 128 numbers, four of each in a line of `row` bytes, and [2][16 queries][16 keys] their sums with queries
-  // that lie `row` bytes apart: keys stay in the registers from strip to strip.
+  // 32 keys of 64 or 128 numbers, four of each in a line of `row` bytes: they stay in the registers.
   static void load_keys(const uint8_t* keys, int64_t row, int64_t steps) {
     asm volatile("" ::: "memory");
     _tile_loadd(4, keys, row);
@@ -47,6 +46,7 @@ class Tiles {
     _tile_loadd(6, keys + 16 * row, row);
     _tile_loadd(7, keys + 16 * row + 64, row);
   }
+  // sums[2][16 queries][16 keys] with these keys; queries lie `row` bytes apart.
   static void dot_keys(const int8_t* queries, int64_t row, int64_t steps, int32_t* sums) {
     _tile_zero(0);
     _tile_zero(1);
@@ -62,39 +62,31 @@ class Tiles {
     _tile_stored(1, sums + 256, 64);
   }
 
-  // sums[i][j][16][16] = rows of strip i (of `strips`, 1 or 2) by columns of panel j, over `steps` of 64 k. A strip's tiles
+  // sums[i][j][16][16] = rows of strip i (of 1 or 2) by columns of panel j, over `steps` of 64 k. A strip's tiles
   // follow each other, as do a panel's; the second strip and panel lie a_strip and b_panel bytes further.
   static void multiply(const int8_t* a, int64_t a_strip, const uint8_t* b, int64_t b_panel, int64_t steps, int strips,
                        int32_t* sums) {
     asm volatile("" ::: "memory");  // the compiler does not see that tiles read memory
     _tile_zero(0);
     _tile_zero(1);
-    if (strips == 1) {
-      for (int64_t i = 0; i < steps; ++i, a += kTileBytes, b += kTileBytes) {
-        _tile_loadd(4, a, 64);
-        _tile_loadd(6, b, 64);
-        _tile_loadd(7, b + b_panel, 64);
-        _tile_dpbsud(0, 4, 6);
-        _tile_dpbsud(1, 4, 7);
-      }
-    } else {
-      _tile_zero(2);
-      _tile_zero(3);
-      for (int64_t i = 0; i < steps; ++i, a += kTileBytes, b += kTileBytes) {
-        _tile_loadd(4, a, 64);
-        _tile_loadd(6, b, 64);
-        _tile_loadd(7, b + b_panel, 64);
-        _tile_dpbsud(0, 4, 6);
-        _tile_dpbsud(1, 4, 7);
-        _tile_loadd(5, a + a_strip, 64);
-        _tile_dpbsud(2, 5, 6);
-        _tile_dpbsud(3, 5, 7);
-      }
-      _tile_stored(2, sums + 512, 64);
-      _tile_stored(3, sums + 768, 64);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t i = 0; i < steps; ++i, a += kTileBytes, b += kTileBytes) {
+      _tile_loadd(4, a, 64);
+      _tile_loadd(6, b, 64);
+      _tile_loadd(7, b + b_panel, 64);
+      _tile_dpbsud(0, 4, 6);
+      _tile_dpbsud(1, 4, 7);
+      if (strips == 1) continue;
+      _tile_loadd(5, a + a_strip, 64);
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
     }
     _tile_stored(0, sums, 64);
     _tile_stored(1, sums + 256, 64);
+    if (strips == 1) return;
+    _tile_stored(2, sums + 512, 64);
+    _tile_stored(3, sums + 768, 64);
   }
 #else
  public:
